@@ -1,0 +1,145 @@
+"""One method on one problem in a process of its own: ``python -m gadgets.bench.worker FOLDER``.
+
+The folder holds ``problem.pt`` and ``job.json``; the truth is not there. What comes back: ``report.json`` and, where the method gave
+images, ``images.npy`` (and ``maps.npy`` of a peer).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gadgets.openmp import sleep_while_waiting
+
+sleep_while_waiting()  # before torch and finufft are loaded
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from gadgets.bench import bart  # noqa: E402
+from gadgets.bench.machine import PeakMemory  # noqa: E402
+from gadgets.bench.problems import compressed, judge, load_problem, predicted_error  # noqa: E402
+from recon_core.errors import ReconError  # noqa: E402
+from recon_core.problem import ImageSeries, KSpaceProblem  # noqa: E402
+from recon_core.reconstruct import ReconstructionSettings, reconstruct  # noqa: E402
+
+_WARM_UP = 16
+_WARM_UP_READOUTS = 64
+
+
+def descend(values: Sequence[float], cost: Callable[[float], float]) -> tuple[float, dict[float, float]]:
+    """The value of least cost on a grid, from its middle downhill: exact where the cost has one valley, with few evaluations.
+
+    Returns:
+        The value, and the costs of all values that were tried.
+    """
+    grid = sorted(values)
+    tried: dict[float, float] = {}
+
+    def at(index: int) -> float:
+        if grid[index] not in tried:
+            tried[grid[index]] = cost(grid[index])
+        return tried[grid[index]]
+
+    place = len(grid) // 2
+    while True:
+        around = [i for i in (place, place - 1, place + 1) if 0 <= i < len(grid)]
+        best = min(around, key=at)
+        if best == place:
+            return grid[place], tried
+        place = best
+
+
+def warm_up(problem: KSpaceProblem, device: str) -> None:
+    """Start thread pools, libraries and the device on a handful of readouts at a small matrix; not part of any time."""
+    first = torch.arange(problem.n_readouts) < _WARM_UP_READOUTS
+    small = problem.keep_readouts(first).at_shape(tuple(min(n, _WARM_UP) for n in problem.shape))
+    if small.mask is not None and not bool(small.mask.any()):
+        return
+    small = small.replace(
+        frames=(torch.arange(small.n_readouts),), frame_times=small.readout_times.mean()[None], mask=small.mask, weights=None
+    )
+    reconstruct(small, ReconstructionSettings(solver="cg_sense", device=device, holdout=0.0, coils=4), {"steps": 2, "damping": 1.0})
+
+
+def time_average(problem: KSpaceProblem, settings: ReconstructionSettings) -> tuple[ImageSeries, dict[str, Any]]:
+    """All readouts in one image, shown at every frame: what any dynamic method must beat."""
+    pooled = problem.replace(frames=(torch.arange(problem.n_readouts),), frame_times=problem.readout_times.mean()[None])
+    still = reconstruct(pooled, settings, {"steps": 12, "damping": 0.01})
+    images = still.series.images.expand(problem.n_frames, *problem.shape).contiguous()
+    return ImageSeries(images, problem.frame_times), still.report
+
+
+def run_solver(job: dict[str, Any], problem: KSpaceProblem, folder: Path) -> dict[str, Any]:
+    """A solver of the registry, or the time average."""
+    own = {key: job[key] for key in ("coils", "holdout", "seed", "device")}
+    memory = PeakMemory()
+    started = time.perf_counter()
+    if job["method"] == "time_average":
+        series, report = time_average(problem, ReconstructionSettings(**{**own, "solver": "cg_sense", "holdout": 0.0}))
+    else:
+        result = reconstruct(problem, ReconstructionSettings(solver=job["method"], **own), job["settings"], _tell)
+        series, report = result.series, result.report
+    seconds = time.perf_counter() - started
+    used = memory.read()
+    np.save(folder / "images.npy", series.images.numpy())
+    return {"seconds": seconds, "memory": used, "report": report}
+
+
+def run_bart(job: dict[str, Any], problem: KSpaceProblem, folder: Path) -> dict[str, Any]:
+    """BART's GRASP at one λ."""
+    result = bart.Grasp(compressed(problem, job["coils"]), folder).reconstruct(job["strength"], job["iterations"])
+    np.save(folder / "images.npy", result.images.numpy())
+    np.save(folder / "maps.npy", result.maps.numpy())
+    report = {"settings": {"strength": job["strength"], "iterations": job["iterations"]}, "program": bart.version()}
+    return {"seconds": result.seconds, "memory": {"peak": result.peak, "above": result.peak}, "report": report}
+
+
+def select_bart(job: dict[str, Any], problem: KSpaceProblem, folder: Path) -> dict[str, Any]:
+    """BART's λ by the rule of our own solvers: fitted without the held-out readouts, judged on them."""
+    training, held = judge(problem, job["holdout"], job["seed"])
+    small = compressed(training, job["coils"], like=training)
+    whole = compressed(problem, job["coils"], like=training)
+    program = bart.Grasp(small, folder)
+
+    def cost(strength: float) -> float:
+        result = program.reconstruct(strength, job["iterations"])
+        error = predicted_error(result.images, whole, held, result.maps)
+        _tell(f"held-out error {error:.4g} with λ={strength:g}")
+        return error
+
+    best, tried = descend(job["strengths"], cost)
+    return {"strength": best, "tried": [{"strength": s, "held_out_error": e} for s, e in sorted(tried.items())]}
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+KINDS: dict[str, Callable[[dict[str, Any], KSpaceProblem, Path], dict[str, Any]]] = {
+    "solver": run_solver,
+    "bart": run_bart,
+    "bart_selection": select_bart,
+}
+
+
+def main(folder: Path) -> int:
+    """Run the job in a folder; 0 when done or when the method refused, which its report tells."""
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    problem = load_problem(folder / "problem.pt")
+    try:
+        if job["kind"] == "solver":
+            warm_up(problem, job["device"])
+        report = KINDS[job["kind"]](job, problem, folder)
+    except ReconError as error:
+        report = {"error": str(error)}
+    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,1 @@
+"""Readouts to frames: pure functions of times and indices."""

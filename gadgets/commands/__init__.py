@@ -1,0 +1,1 @@
+"""Commands of ``gadgetron-inr``, one module each."""

@@ -1,0 +1,84 @@
+"""``gadgetron-inr show``: a contact sheet and a cine of stored images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gadgets.pictures import Shown
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "show",
+        help="pictures of stored images",
+        description="Draw a contact sheet (PNG: frames, a profile against time, latents) and a cine (GIF) of a reconstructed series.",
+    )
+    parser.add_argument("images", metavar="OUT.h5", help="the images")
+    parser.add_argument("-o", "--output", default=".", metavar="DIR", help="folder for the pictures (default: the current one)")
+    parser.add_argument("--scan", metavar="SCAN.h5", help="the simulated scan: adds truth and error; the cine shows the truth at the right")
+    parser.add_argument("-G", "--group", metavar="GROUP", help="group of the images (default: the only one)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw and print the files' names; 0 when done."""
+    sheet, cine = draw(args.images, args.output, scan=args.scan, group=args.group)
+    print(f"{sheet}\n{cine}")
+    return 0
+
+
+def draw(images: str | Path, output: str | Path, scan: str | Path | None = None, group: str | None = None) -> tuple[Path, Path]:
+    """Write ``NAME.png`` and ``NAME.gif``, NAME being the images' file name.
+
+    Args:
+        images: file of images.
+        output: folder, made when absent.
+        scan: the simulated scan, for truth and error; None without.
+        group: group of the run; None takes the only one.
+
+    Returns:
+        Paths of contact sheet and cine.
+
+    Raises:
+        DataError: the file holds no series that can be shown, or another than the scan's.
+        MissingPartError: matplotlib or pillow is absent.
+    """
+    from gadgets.pictures import cine, contact_sheet
+
+    shown = load(images, scan, group)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet, film = (folder / f"{Path(images).stem}{ending}" for ending in (".png", ".gif"))
+    contact_sheet(shown, sheet)
+    cine(shown, film)
+    return sheet, film
+
+
+def load(path: str | Path, scan: str | Path | None, group: str | None) -> Shown:
+    """Read what is shown: images, their times and pixel size, latents, truth."""
+    import numpy as np
+
+    from gadgets.evaluation import check_same, image_series
+    from gadgets.pictures import Shown
+    from gadgets.scanfile import read_images, read_truth
+
+    pixels, images = image_series(path, group)
+    truth = None if scan is None else read_truth(scan)
+    if truth is not None:
+        check_same(pixels, truth)
+    named = [image.meta.get("FrameTime_s") for image in images]
+    stamps = np.array([image.acquisition_time_stamp for image in images], dtype=np.float64)
+    # Images of other software carry ticks of 2.5 ms only.
+    times = (stamps - stamps[0]) * 2.5e-3 if None in named else np.array([float(str(t)) for t in named])
+    others = [v[0] for number, v in sorted(read_images(path, group).items()) if number != images[0].image_series_index]
+    latents = next((v.data[0, 0] for v in others if str(v.meta.get("SeriesDescriptionAdditional")) == "latents"), None)
+    fx, fy, _ = images[0].field_of_view
+    # The image's own property is transposed in ismrmrd 1.14.
+    nx, ny, _ = images[0].getHead().matrix_size
+    pixel = (fy / ny, fx / nx) if fx > 0 and fy > 0 else (1.0, 1.0)
+    method = images[0].meta.get("SeriesDescriptionAdditional", "")
+    return Shown(pixels, times, pixel, latents, f"{Path(path).name}  {method}".strip(), truth)

@@ -1,0 +1,86 @@
+"""Stored images against a simulated scan's truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ismrmrd
+import numpy as np
+from numpy.typing import NDArray
+
+from gadgets.scanfile import Truth, read_images, read_truth
+from recon_core.errors import DataError
+from recon_core.metrics import score
+
+
+def pixel_values(image: ismrmrd.Image) -> NDArray[Any]:
+    """Pixels of a one-channel image ``[(z,) y, x]``: complex64, or real with ``RescaleSlope`` and ``RescaleIntercept`` applied.
+
+    Raises:
+        DataError: several channels, or a slope that is no number.
+    """
+    data = image.data
+    if data.shape[0] != 1:
+        raise DataError("images", f"{data.shape[0]} channels", "Give images with the coils combined.")
+    pixels = data[0, 0] if data.shape[1] == 1 else data[0]
+    if np.iscomplexobj(pixels):
+        return pixels.astype(np.complex64)
+    slope, intercept = (_number(image, name, default) for name, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)))
+    return (pixels * slope + intercept).astype(np.float32)
+
+
+def _number(image: ismrmrd.Image, name: str, default: float) -> float:
+    text = image.meta.get(name, default)
+    try:
+        return float(text)
+    except (TypeError, ValueError) as error:
+        raise DataError(name, f"{text!r} in image {image.image_index}", "Give a number.") from error
+
+
+def image_series(path: str | Path, group: str | None = None) -> tuple[NDArray[Any], list[ismrmrd.Image]]:
+    """The first image series of a file as one array, and its images.
+
+    Returns:
+        ``[frame, (z,) y, x]``, complex64 or float32.
+
+    Raises:
+        DataError: images of several shapes in it.
+    """
+    series = read_images(path, group)
+    images = series[min(series)]
+    return np.stack([pixel_values(image) for image in images]), images
+
+
+def evaluate(path: str | Path, scan: str | Path, group: str | None = None) -> dict[str, Any]:
+    """Score a file's first image series against the truth of the scan.
+
+    Args:
+        path: images written by ``replay``, ``recon`` or the stock client.
+        scan: the simulated scan.
+        group: group of the run; None takes the only one.
+
+    Returns:
+        As :func:`recon_core.metrics.score`.
+
+    Raises:
+        DataError: frames or matrix differ from the truth's.
+    """
+    truth = read_truth(scan)
+    images, _ = image_series(path, group)
+    check_same(images, truth)
+    return score(images, truth.images, truth.moving)
+
+
+def check_same(images: NDArray[Any], truth: Truth) -> None:
+    """Frames and matrix of a series are the truth's.
+
+    Raises:
+        DataError: they are not.
+    """
+    if len(images) != len(truth.images):
+        cure = "Reconstruct with the simulation's readouts_per_frame and no frame_stride."
+        raise DataError("frames", f"{len(images)} images, {len(truth.images)} frames of truth", cure)
+    if images.shape != truth.images.shape:
+        problem = f"{images.shape[1:]} pixels, the truth has {truth.images.shape[1:]}"
+        raise DataError("matrix", problem, "Reconstruct at the simulation's matrix.")

@@ -1,0 +1,237 @@
+"""Chain properties, a YAML settings file and overrides become one frozen, typed record.
+
+Precedence, weakest first: settings file, chain property, override (``-s NAME=VALUE``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recon_core.errors import SettingError
+from recon_core.options import build, option, unknown_name
+
+SOLVER_PREFIX = "solver."
+"""Properties of this prefix are settings of the solver."""
+
+ENGINES = ("auto", "finufft", "cufinufft", "torchkbnufft", "nudft")
+IMAGE_TYPES = ("magnitude", "complex")
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_YAML_SOLVER = "solver_settings"
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainSettings:
+    """Every property of the chain's node, converted and checked.
+
+    Make it with :func:`chain_settings`. A field of value None stands for ``auto``.
+
+    Attributes:
+        solver_settings: the solver settings that were given (name to converted value); the rest keeps the solver's defaults.
+    """
+
+    solver: str = option("inmr", "Reconstruction method; `gadgetron-inr chain properties --solver NAME` lists its own settings.")
+    readouts_per_frame: int = option(2, "Readouts (spokes, arms, lines) in one frame.", low=1)
+    frame_stride: int | None = option(
+        None, "Readouts from the start of one frame to the next; auto: `readouts_per_frame`, smaller: a sliding window.", low=1
+    )
+    matrix: tuple[int, ...] | None = option(
+        None, "Image matrix: one number for every axis, or `nx,ny` or `nx,ny,nz`; auto: the header's reconSpace.", low=2
+    )
+    dimension: int | None = option(None, "2 for slices, 3 for volumes; auto: from the header and the trajectory.", low=2, high=3)
+    coils: int = option(8, "Virtual coils kept by SVD compression, at most as many as were received.", low=1)
+    device: str = option("auto", "Where to compute: auto (CUDA if there is one), cpu, cuda or cuda:N.")
+    engine: str = option("auto", "NUFFT engine; auto: the fastest that works on the device.", choices=ENGINES)
+    seed: int = option(0, "Seed of every random number.", low=0, high=2**31 - 1)
+    holdout: float = option(0.05, "Share of readouts withheld to choose regularisation and stopping.", low=0.0, high=0.5)
+    image_type: str = option(
+        "magnitude",
+        "What leaves the chain: magnitude (uint16, value = pixel · `RescaleSlope`) or complex (complex64).",
+        choices=IMAGE_TYPES,
+    )
+    send_latents: bool = option(True, "Send what the manifold learned (principal components of the latents) as a second image series.")
+    discard_readouts: int = option(0, "Imaging readouts left out at the start of the scan (approach to steady state).", low=0)
+    time_tick_ms: float = option(2.5, "One tick of `acquisition_time_stamp`.", low=0.001, high=1e6, unit="ms")
+    settings: str = option("", "YAML file of further settings, relative to the working directory of the process that reconstructs.")
+    solver_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what ranges and choices alone do not say.
+
+        Raises:
+            SettingError: names the field.
+        """
+        if _DEVICE.fullmatch(self.device) is None:
+            raise SettingError("device", f"unknown value {self.device!r}", "Choose auto, cpu, cuda or cuda:N (N counts from 0).")
+        if self.matrix is not None and len(self.matrix) not in (1, 2, 3):
+            raise SettingError("matrix", f"{len(self.matrix)} numbers", "Give one number, `nx,ny` or `nx,ny,nz`.")
+        if self.matrix is not None and self.dimension is not None and len(self.matrix) not in (1, self.dimension):
+            raise SettingError(
+                "matrix", f"{len(self.matrix)} numbers for dimension {self.dimension}", f"Give one number or {self.dimension} of them."
+            )
+
+    @property
+    def stride(self) -> int:
+        """Readouts from the start of one frame to the next."""
+        return self.readouts_per_frame if self.frame_stride is None else self.frame_stride
+
+
+def option_fields() -> dict[str, dataclasses.Field[Any]]:
+    """The declared chain properties, by name, in the order of the manual."""
+    return {f.name: f for f in dataclasses.fields(ChainSettings) if "doc" in f.metadata}
+
+
+def chain_settings(properties: Mapping[str, str], overrides: Mapping[str, str] | None = None) -> ChainSettings:
+    """Make the settings of a chain's node.
+
+    Args:
+        properties: the chain's properties; ``solver.NAME`` is setting NAME of the solver.
+        overrides: the same names; they win over properties, which win over the settings file.
+
+    Raises:
+        SettingError: unknown name (with the nearest known one), wrong type, out of range, or a bad settings file;
+            the error's ``field`` is the property's name, or ``FILE: name`` for an entry of the settings file.
+    """
+    given: dict[str, Any] = {**properties, **(overrides or {})}
+    sources = dict.fromkeys(given, "")
+    path = str(given.get("settings", "")).strip()
+    if path:
+        for name, value in read_settings_file(path).items():
+            if name not in given:
+                given[name] = value
+                sources[name] = f"{path}: "
+    known = option_fields()
+    plain: dict[str, Any] = {}
+    solver_values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name.startswith(SOLVER_PREFIX):
+            solver_values[name] = value
+        elif name in known:
+            # One at a time, so that the error tells where this one value came from.
+            plain[name] = getattr(build(ChainSettings, {name: value}, prefix=sources[name]), name)
+        else:
+            raise unknown_name(f"{sources[name]}{name}", name, known, f"Settings of the solver are written {SOLVER_PREFIX}NAME.")
+    settings = ChainSettings(**plain)
+    return dataclasses.replace(settings, solver_settings=_solver_settings(settings.solver, solver_values, sources))
+
+
+def _solver_settings(solver: str, values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
+    """Settings of a solver, converted and checked against its declaration."""
+    import recon_core.solvers.registry as registry
+
+    if solver not in registry.names():
+        raise unknown_name(f"{sources.get('solver', '')}solver", solver, registry.names())
+    declared = registry.settings_class(solver)
+    names = [f.name for f in dataclasses.fields(declared)]
+    made: dict[str, Any] = {}
+    for full_name, value in values.items():
+        name = full_name.removeprefix(SOLVER_PREFIX)
+        if name not in names:
+            if not names:
+                raise SettingError(f"{sources[full_name]}{full_name}", f"solver {solver!r} has no settings", "Leave it out.")
+            raise unknown_name(f"{sources[full_name]}{full_name}", name, names, f"These are the settings of solver {solver!r}.")
+        made[name] = getattr(build(declared, {name: value}, prefix=f"{sources[full_name]}{SOLVER_PREFIX}"), name)
+    return made
+
+
+def read_settings_file(path: str | Path) -> dict[str, Any]:
+    """Entries of a YAML settings file as properties.
+
+    Top-level keys are chain properties; the mapping ``solver_settings`` holds settings of the solver.
+
+    Args:
+        path: relative paths count from the working directory.
+
+    Returns:
+        Property name to YAML value, unconverted; solver settings under ``solver.NAME``.
+
+    Raises:
+        SettingError: no such file, not YAML, not a mapping, a key twice.
+    """
+    label = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(
+            "settings", f"cannot read {label!r} ({error})", f"Give the path of a YAML file; relative paths count from {Path.cwd()}."
+        ) from error
+    try:
+        content = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise SettingError(label, f"not YAML ({_one_line(error)})", "Mend the file at that line.") from error
+    if content is None:
+        return {}
+    entries: dict[str, Any] = {}
+    for name, value in _mapping(label, content).items():
+        if name == "settings":
+            raise SettingError(f"{label}: settings", "a settings file cannot name another", "Write all settings into one file.")
+        if name == _YAML_SOLVER:
+            solver_values = {} if value is None else _mapping(f"{label}: {_YAML_SOLVER}", value)
+            named = {f"{SOLVER_PREFIX}{inner}": inner_value for inner, inner_value in solver_values.items()}
+        else:
+            named = {name: value}
+        for full_name, full_value in named.items():
+            if full_name in entries:
+                raise SettingError(f"{label}: {full_name}", "given twice", "Keep one of the two.")
+            if isinstance(full_value, Mapping):
+                raise SettingError(f"{label}: {full_name}", "is a mapping", "Give a single value.")
+            entries[full_name] = full_value
+    return entries
+
+
+def _mapping(field: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SettingError(field, f"is a {type(value).__name__}, not a mapping", "Write one `name: value` a line.")
+    for key in value:
+        if not isinstance(key, str):
+            raise SettingError(field, f"{key!r} is not a name", "Write one `name: value` a line, names as texts.")
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe YAML loader that refuses a key written twice, where PyYAML keeps the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key_node.value!r} is given twice", key_node.start_mark)
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def parse_assignments(texts: Iterable[str], option_name: str = "-s") -> dict[str, str]:
+    """``NAME=VALUE`` texts of the command line as overrides; a later one wins.
+
+    Raises:
+        SettingError: a text without ``=`` or without a name.
+    """
+    overrides: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise SettingError(option_name, f"{text!r} is not NAME=VALUE", f"Write {option_name} readouts_per_frame=4, for example.")
+        overrides[name.strip()] = value.strip()
+    return overrides
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as a chain property has it: the inverse of conversion."""
+    if value is None:
+        return "auto"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        return ",".join(as_text(item) for item in value)
+    return str(value)

@@ -1,0 +1,248 @@
+"""What a peer asks for: which dialect its configuration speaks, which chain, which settings; and answers to queries."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import metadata
+from typing import Any, Protocol
+
+import ismrmrd
+
+from gadgets.chain import node_properties
+from gadgets.stream import ConfigFile, ConfigScript, DependencyStatus, Query, Response
+from gadgets.xmltree import Node, fault, parse_xml
+from recon_core.errors import DataError, SettingError
+
+WORKER = "worker configuration"
+WORKER_LIBRARY = "gadgetron_inr"
+DEPENDENCY_SLOT = "1019"
+_NAME = re.compile(r"[\w.\- ]{1,255}")
+
+
+class HostedChain(Protocol):
+    """What is used of a chain (``gadgets.chain.Chain``)."""
+
+    @property
+    def name(self) -> str:
+        """File name of the chain."""
+        ...
+
+    def settings(self, overrides: Mapping[str, str] | None = None) -> Any:
+        """Settings of the chain's node."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Application:
+    """What a scan needs of the rest of the package; tests give cheaper ones.
+
+    Attributes:
+        load: a known chain by its name.
+        parse: a chain from XML and a name to call it.
+        node_settings: settings from a node's properties.
+        run: settings, header XML, readouts and waveforms, report → images.
+    """
+
+    load: Callable[[str], HostedChain]
+    parse: Callable[[str, str], HostedChain]
+    node_settings: Callable[[Mapping[str, str]], Any]
+    run: Callable[[Any, str, Iterable[Any], Callable[[str], None]], Iterator[ismrmrd.Image]]
+
+
+def default_application() -> Application:
+    """The package's own chains, settings and stages."""
+    # Imported here: the stages bring torch, which a node or server that refuses a scan does not need.
+    from gadgets import chain, settings, stages
+
+    return Application(chain.load_known, chain.parse, settings.chain_settings, stages.run)
+
+
+class Form(enum.Enum):
+    """What a configuration is."""
+
+    NAME = "chain name"
+    SCRIPT = "chain script"
+    NODE = "node configuration"
+    WORKER = "distributed worker"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A recognised configuration.
+
+    Attributes:
+        form: which kind it is; NODE and WORKER mean that Gadgetron is the peer.
+        text: the name or the XML.
+    """
+
+    form: Form
+    text: str
+
+    @property
+    def from_gadgetron(self) -> bool:
+        """The peer is a Gadgetron server, not a client: errors go as ERROR (8), and TEXT is illegal."""
+        return self.form in (Form.NODE, Form.WORKER)
+
+    @property
+    def dependency(self) -> bool:
+        """Asks for the state of a noise measurement: a writer for message 1019 is set up."""
+        if self.form is not Form.SCRIPT:
+            return False
+        try:
+            root = parse_xml(self.text, "chain")
+        except SettingError:
+            # No scan follows (or it will be refused with that error then): nothing to answer here.
+            return False
+        return any(node.tag == "slot" and node.text == DEPENDENCY_SLOT for node in root.walk())
+
+
+def recognise(config: ConfigFile | ConfigScript) -> Request:
+    """Tell the dialect from the configuration; refuses nothing, for no error may be told before HEADER."""
+    if isinstance(config, ConfigFile):
+        return Request(Form.NAME, config.name)
+    bare = re.sub(r"<\?xml.*?\?>", "", config.text, count=1, flags=re.DOTALL).strip()
+    if not bare:
+        # A node without <configuration> gets the XML declaration alone.
+        return Request(Form.NODE, config.text)
+    if _NAME.fullmatch(bare):
+        return Request(Form.NAME, bare)
+    try:
+        root = parse_xml(config.text, "chain")
+    except SettingError:
+        return Request(Form.SCRIPT, config.text)
+    stream = root.first("stream")
+    if root.tag != "configuration":
+        return Request(Form.SCRIPT, config.text)
+    if stream is None and root.first("version") is None:
+        return Request(Form.NODE, config.text)
+    if stream is not None and "key" in stream.attributes:
+        # Only Gadgetron's own writer of chains puts a key there: it hands on the inner stream of a distributed part.
+        return Request(Form.WORKER, config.text)
+    return Request(Form.SCRIPT, config.text)
+
+
+def resolve(request: Request, application: Application, name: str | None, overrides: Mapping[str, str]) -> tuple[str, Any]:
+    """The chain's name and settings that a request asks for.
+
+    Args:
+        request: the recognised configuration.
+        application: chains and settings.
+        name: chain that an MRD console put instead.
+        overrides: properties that an MRD console set.
+
+    Raises:
+        SettingError: unknown chain or property, value out of range, a gadget that cannot be hosted.
+    """
+    if name is not None:
+        chain = application.load(name)
+    elif request.form is Form.NODE:
+        properties = node_properties(request.text)
+        return "node", application.node_settings({**properties, **overrides})
+    elif request.form is Form.WORKER:
+        chain, properties = _worker_chain(request.text, application)
+        overrides = {**properties, **overrides}
+    elif request.form is Form.NAME:
+        chain = application.load(request.text)
+    else:
+        chain = application.parse(request.text, "sent chain")
+    return chain.name, chain.settings(overrides)
+
+
+def _worker_chain(text: str, application: Application) -> tuple[HostedChain, dict[str, str]]:
+    """The chain that the one gadget of a distributed worker's stream names, and the gadget's properties."""
+    root = parse_xml(text, WORKER)
+    stream = root.first("stream")
+    if stream is None:
+        raise fault(WORKER, root.line, "no <stream>", "Send the inner stream of a distributed part.")
+    cure = f"Write one <gadget> with dll {WORKER_LIBRARY} and a chain's name as classname in the distributed stream."
+    chosen: tuple[HostedChain, dict[str, str]] | None = None
+    for child in stream.children:
+        if child.tag != "gadget":
+            raise fault(WORKER, child.line, f"<{child.tag}> cannot be hosted in a distributed stream", cure)
+        class_name = _child_text(child, "classname")
+        library = _child_text(child, "dll")
+        if library != WORKER_LIBRARY:
+            raise fault(WORKER, child.line, f"gadget {class_name!r} of library {library!r} cannot be hosted", cure)
+        if chosen is not None:
+            raise fault(WORKER, child.line, f"a second gadget {class_name!r}", cure)
+        try:
+            chosen = application.load(class_name), _gadget_properties(child)
+        except SettingError as error:
+            raise SettingError(f"{WORKER}, line {child.line}: gadget {class_name!r}", error.problem, error.cure) from error
+    if chosen is None:
+        raise fault(WORKER, stream.line, "no gadget", cure)
+    return chosen
+
+
+def _child_text(node: Node, tag: str) -> str:
+    child = node.first(tag)
+    return "" if child is None else child.text
+
+
+def _gadget_properties(gadget: Node) -> dict[str, str]:
+    properties: dict[str, str] = {}
+    for node in gadget.all("property"):
+        name = node.attributes.get("name") or _child_text(node, "name")
+        value = node.attributes.get("value")
+        if not name or name in properties:
+            problem = f"property {name!r} is given twice" if name else "<property> has no name"
+            raise fault(WORKER, node.line, problem, 'Write each once: <property name="…" value="…"/>.')
+        properties[name] = _child_text(node, "value") if value is None else value
+    return properties
+
+
+def console_parameters(text: str) -> tuple[str | None, dict[str, str]]:
+    """Chain name and properties in the JSON that an MRD console sends as TEXT.
+
+    ``parameters.customconfig``, else ``parameters.config``, names the chain; every other parameter is a property of it.
+
+    Raises:
+        DataError: not such JSON.
+    """
+    cure = 'Send {"parameters": {"config": "NAME", "PROPERTY": "VALUE", …}}.'
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError("parameters", f"not JSON ({error})", cure) from error
+    parameters = content.get("parameters") if isinstance(content, dict) else None
+    if not isinstance(parameters, dict):
+        raise DataError("parameters", "no object `parameters`", cure)
+    name: str | None = None
+    properties: dict[str, str] = {}
+    for key, value in parameters.items():
+        if isinstance(value, (dict, list)) or value is None:
+            raise DataError(f"parameters.{key}", f"{json.dumps(value)} is not a single value", cure)
+        words = str(value).strip()
+        if key not in ("config", "customconfig"):
+            properties[key] = words
+        elif words and (name is None or key == "customconfig"):
+            name = words
+    return name, properties
+
+
+def dependency_status() -> DependencyStatus:
+    """Answer to a noise dependency: not stored here, so the client sends the noise with the scan or does without."""
+    return DependencyStatus(
+        '<?xml version="1.0"?>\n<ismrmrdMeta>\n\t<meta>\n\t\t<name>status</name>\n\t\t<value>failed</value>\n\t</meta>\n</ismrmrdMeta>\n'
+    )
+
+
+def respond(query: Query) -> Response:
+    """The answer to a query, under Gadgetron's names; an unknown one is told what can be asked."""
+    version = f"gadgetron-inr {metadata.version('gadgetron-inr')}"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    answers = {
+        "gadgetron::version": version,
+        "gadgetron::info": f"{version}, embedded server",
+        "gadgetron::info::memory": str(memory),
+        "gadgetron::info::python": "1",
+        "gadgetron::info::matlab": "0",
+        "ismrmrd::version": metadata.version("ismrmrd"),
+    }
+    name = query.text.strip()
+    return Response(answers.get(name, f"unknown query {name!r}; known: {', '.join(answers)}"), query.correlation)

@@ -1,0 +1,1 @@
+"""Chain files: data of the package, no code."""

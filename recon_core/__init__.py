@@ -1,0 +1,1 @@
+"""Reconstruction: operators, calibration, fields and solvers; knows no files and no wire."""

@@ -1,0 +1,1 @@
+"""Encodings of coordinates: features a small network can turn into an image."""

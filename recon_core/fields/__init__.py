@@ -1,0 +1,1 @@
+"""Fields: coordinates, and what conditions them, to signal."""

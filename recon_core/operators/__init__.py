@@ -1,0 +1,1 @@
+"""Linear operators of the signal equation and their normal operators."""

@@ -1,0 +1,122 @@
+"""Proximal maps of total variation, by fast gradient projection on the dual (Beck and Teboulle, IEEE Trans Image Process 2009;18:2419)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def finite_differences(images: Tensor) -> Tensor:
+    """Forward differences of images ``[image, (z,) y, x]`` along every spatial axis, zero at the far edge: ``[axis, image, …]``."""
+    out = torch.zeros((images.ndim - 1, *images.shape), dtype=images.dtype, device=images.device)
+    for axis in range(1, images.ndim):
+        n = images.shape[axis] - 1
+        torch.sub(images.narrow(axis, 1, n), images.narrow(axis, 0, n), out=out[axis - 1].narrow(axis, 0, n))
+    return out
+
+
+def finite_differences_adjoint(field: Tensor) -> Tensor:
+    """Adjoint of :func:`finite_differences`: ``[axis, image, …]`` to ``[image, …]``."""
+    out = torch.zeros_like(field[0])
+    for axis, part in enumerate(field, start=1):
+        n = part.shape[axis] - 1
+        inner = part.narrow(axis, 0, n)
+        out.narrow(axis, 0, n).sub_(inner)
+        out.narrow(axis, 1, n).add_(inner)
+    return out
+
+
+class SpatialTv:
+    """Proximal map of ``Σ_k λ_k ‖∇u_k‖₁`` (isotropic, complex), its dual kept warm between calls.
+
+    Args:
+        shape: of the images, ``[image, (z,) y, x]``.
+        iterations: dual steps a call; few suffice where the calls follow each other closely.
+        device: of the images.
+    """
+
+    def __init__(self, shape: torch.Size | tuple[int, ...], iterations: int, device: torch.device | str = "cpu") -> None:
+        self.iterations = iterations
+        self.dim = len(shape) - 1
+        self.dual = torch.zeros((self.dim, *shape), dtype=torch.complex64, device=device)
+
+    def __call__(self, images: Tensor, thresholds: Tensor) -> Tensor:
+        """Apply with thresholds float32 ``[image]`` (0 leaves an image as it is)."""
+        limit = thresholds.reshape(-1, *[1] * self.dim).clamp_min(1e-30)
+        dual, ahead, momentum = self.dual, self.dual, 1.0
+        for _ in range(self.iterations):
+            point = images - finite_differences_adjoint(ahead)
+            new = ahead + finite_differences(point) / (4 * self.dim)
+            new = new / (new.abs().square().sum(0).sqrt() / limit).clamp_min(1)
+            following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+            ahead = new + (momentum - 1) / following * (new - dual)
+            dual, momentum = new, following
+        self.dual = dual
+        return images - finite_differences_adjoint(dual)
+
+
+class TemporalTv:
+    """Proximal map of ``λ Σ_t |u_{t+1} − u_t|`` of a series ``[frame, …]``, its dual kept warm between calls."""
+
+    def __init__(self, shape: torch.Size | tuple[int, ...], iterations: int, device: torch.device | str = "cpu") -> None:
+        self.iterations = iterations
+        self.dual = torch.zeros((shape[0] - 1, *shape[1:]), dtype=torch.complex64, device=device)
+
+    @staticmethod
+    def _adjoint(dual: Tensor) -> Tensor:
+        out = torch.zeros((dual.shape[0] + 1, *dual.shape[1:]), dtype=dual.dtype, device=dual.device)
+        out[:-1].sub_(dual)
+        out[1:].add_(dual)
+        return out
+
+    def __call__(self, series: Tensor, threshold: float) -> Tensor:
+        """Apply with one threshold; a series of one frame comes back as it is."""
+        if series.shape[0] < 2 or threshold <= 0:
+            return series
+        dual, ahead, momentum = self.dual, self.dual, 1.0
+        for _ in range(self.iterations):
+            point = series - self._adjoint(ahead)
+            new = ahead + (point[1:] - point[:-1]) / 4
+            new = new / (new.abs() / threshold).clamp_min(1)
+            following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+            ahead = new + (momentum - 1) / following * (new - dual)
+            dual, momentum = new, following
+        self.dual = dual
+        return series - self._adjoint(dual)
+
+
+class Fista:
+    """Accelerated proximal gradient with adaptive restart (O'Donoghue and Candès, Found Comput Math 2015;15:715); the caller steps.
+
+    Args:
+        start: first iterate.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        self.x = start
+        self.ahead = start
+        self.momentum = 1.0
+
+    def accept(self, new: Tensor) -> None:
+        """Take the proximal point found from :attr:`ahead` and extrapolate; restart where the momentum points uphill."""
+        following = (1 + math.sqrt(1 + 4 * self.momentum**2)) / 2
+        uphill = float(((self.ahead - new).conj() * (new - self.x)).real.sum()) > 0
+        if uphill:
+            self.ahead, self.momentum = new, 1.0
+        else:
+            self.ahead, self.momentum = new + (self.momentum - 1) / following * (new - self.x), following
+        self.x = new
+
+
+def largest_eigenvalue(operator: object, start: Tensor, iterations: int = 12) -> float:
+    """Largest eigenvalue of a positive operator by power iteration from ``start``, a few per cent below at worst."""
+    x, value = start, 0.0
+    for _ in range(iterations):
+        x = operator(x)  # type: ignore[operator]
+        value = float(torch.linalg.vector_norm(x))
+        if value == 0.0:
+            return 0.0
+        x = x / value
+    return value

@@ -1,0 +1,1 @@
+"""Simulated objects and scans, made without inverse crime."""

@@ -1,0 +1,241 @@
+"""From whitened readouts to images: held-out selection, calibration, fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recon_core.calibration import calibrate
+from recon_core.calibration.calibrate import Calibration, with_density
+from recon_core.calibration.holdout import CENTRE_RADIUS, held_out_readouts, owner_frames
+from recon_core.errors import DataError, MissingPartError
+from recon_core.operators.frames import gather
+from recon_core.operators.nufft import Nufft, resolve_engine
+from recon_core.options import build, option
+from recon_core.problem import ImageSeries, KSpaceProblem
+from recon_core.solvers.base import Solver
+from recon_core.solvers.registry import solver_class
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructionSettings:
+    """What holds for every solver."""
+
+    solver: str = option("inmr", "solver by name")
+    coils: int = option(8, "virtual coils kept by SVD compression", low=1, high=256)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    engine: str = option("auto", "NUFFT engine", choices=("auto", "finufft", "cufinufft", "torchkbnufft", "nudft"))
+    seed: int = option(0, "seed of everything random", low=0, high=2**31 - 1)
+    holdout: float = option(0.05, "share of readouts on which settings and stopping are chosen", low=0.0, high=0.5)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """Images and how they came about.
+
+    Attributes:
+        series: the images.
+        report: JSON-able record: solver, engine, device, chosen settings, steps, held-out errors, seconds by stage.
+    """
+
+    series: ImageSeries
+    report: dict[str, Any]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device that ``name`` means.
+
+    Raises:
+        MissingPartError: CUDA asked for and absent, or no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise MissingPartError("device", f"{name!r} is no device", "Give auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MissingPartError("device", f"{name!r} asked for, but torch finds no CUDA device", "Use device=cpu or device=auto.")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise MissingPartError("device", f"{name!r} of {torch.cuda.device_count()} CUDA devices", "Give a lower number.")
+    if device.type not in ("cpu", "cuda"):
+        raise MissingPartError("device", f"{name!r} is not supported", "Give auto, cpu, cuda or cuda:N.")
+    return device
+
+
+class HeldOut:
+    """Predicts held-out readouts from a solver's images (METHODS: density-weighted mean |residual|² over noise variance)."""
+
+    def __init__(self, problem: KSpaceProblem, held: Tensor, calibration: Calibration, engine: str) -> None:
+        weighted = calibration.apply(problem)
+        owner = owner_frames(problem)
+        self.times = problem.frame_times
+        self.maps = calibration.sensitivities
+        self.groups = []
+        for frame in sorted(set(owner[held].tolist()) - {-1}):
+            readouts = torch.nonzero(held & (owner == frame), as_tuple=True)[0].to(problem.device)
+            part = gather(weighted, readouts)
+            outside = part.points.norm(dim=1) >= CENTRE_RADIUS
+            points, samples, weights = part.points[outside], part.samples[:, outside], part.weights[outside]
+            nufft = Nufft(points, problem.shape, engine, cartesian=problem.cartesian)
+            self.groups.append((frame, nufft, samples, weights))
+        if not self.groups:
+            raise DataError("holdout", "no held-out readout belongs to a frame", "Raise holdout, or lower discard_readouts.")
+
+    def error(self, solver: Solver[Any]) -> float:
+        """Error of the solver's images at the moments of the held-out readouts; 1.0 is the noise floor."""
+        total, weight = 0.0, 0.0
+        images = solver.images(self.times[[frame for frame, *_ in self.groups]]).images
+        for image, (_, nufft, samples, weights) in zip(images, self.groups, strict=True):
+            residual = nufft.forward(self.maps * image) - samples
+            total += float((weights * residual.abs().square()).sum(dtype=torch.float64))
+            weight += float(weights.sum(dtype=torch.float64)) * samples.shape[0]
+        return total / weight
+
+
+def run(solver: Solver[Any], progress: Callable[[str], None] | None = None) -> None:
+    """Step a started solver to its end, telling progress at every tenth.
+
+    Raises:
+        DataError: the cost is no longer finite.
+    """
+    last = solver.total_steps if solver.limit is None else min(solver.limit, solver.total_steps)
+    told = 0
+    while not solver.done:
+        solver.update()
+        cost = solver.objective()
+        if cost is not None and not cost < float("inf"):
+            raise DataError("fit", f"cost {cost} at step {solver.step}", "Lower the learning rate or check the data's scale.")
+        if progress is not None and last > 1 and solver.step * 10 // last > told:
+            told = solver.step * 10 // last
+            progress(f"{solver.name}: step {solver.step} of {last}" + ("" if cost is None else f", cost {cost:.4g}"))
+
+
+@dataclasses.dataclass
+class _Choice:
+    settings: Any
+    limit: int | None
+    error: float
+
+
+def _select(
+    cls: type[Solver[Any]],
+    candidates: list[Any],
+    problem: KSpaceProblem,
+    settings: ReconstructionSettings,
+    engine: str,
+    progress: Callable[[str], None] | None,
+) -> tuple[_Choice, list[dict[str, Any]]]:
+    """Fit the candidates without the held-out readouts and keep the one that predicts these best."""
+    held = held_out_readouts(problem, settings.holdout, settings.seed)
+    if cls.selection_matrix < 1:
+        problem = problem.at_shape(tuple(max(min(n, 16), round(n * cls.selection_matrix)) for n in problem.shape))
+    # Nothing of the held-out readouts may reach weights, compression, maps or fit.
+    training, calibration = calibrate(problem.keep_readouts((~held).to(problem.device)), settings.coils, engine)
+    judge = HeldOut(with_density(problem, engine), held, calibration, engine)
+    best: _Choice | None = None
+    tried = []
+    for candidate in candidates:
+        solver = cls(candidate, engine=engine, seed=settings.seed)
+        solver.start(training)
+        errors: dict[int, float] = {}
+        while not solver.done:
+            solver.update()
+            if (cls.check_every and solver.step % cls.check_every == 0) or solver.done:
+                errors[solver.step] = judge.error(solver)
+        step = min(errors, key=lambda s: (errors[s], s))
+        tried.append({"settings": dataclasses.asdict(candidate), "step": step, "held_out_error": errors[step]})
+        if progress is not None:
+            progress(f"{cls.name}: held-out error {errors[step]:.4g} at step {step} with {_differences(candidate, candidates)}")
+        if best is None or errors[step] < best.error:
+            best = _Choice(candidate, step if cls.check_every else None, errors[step])
+    assert best is not None
+    return best, tried
+
+
+def _differences(candidate: Any, candidates: list[Any]) -> str:
+    values = dataclasses.asdict(candidate)
+    differing = [name for name in values if len({repr(getattr(c, name)) for c in candidates}) > 1]
+    return ", ".join(f"{name}={values[name]}" for name in differing) or "the settings given"
+
+
+def reconstruct(
+    problem: KSpaceProblem,
+    settings: ReconstructionSettings,
+    solver_settings: Mapping[str, Any] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Reconstruction:
+    """Reconstruct a whitened, uncalibrated problem.
+
+    Settings left on auto, and the step to stop at, are chosen on held-out readouts; then everything is estimated and fitted again on all.
+
+    Args:
+        problem: samples of all physical coils, without sensitivities.
+        settings: solver, coils, device, engine, seed, held-out share.
+        solver_settings: the solver's own settings by name.
+        progress: is told short lines.
+
+    Raises:
+        SettingError: a setting is unknown or out of range.
+        DataError: the data cannot be used.
+        MissingPartError: a device or engine asked for is absent.
+    """
+    started = time.perf_counter()
+    device = resolve_device(settings.device)
+    engine = resolve_engine(settings.engine, device)
+    cls = solver_class(settings.solver)
+    chosen: Any = build(cls.Settings, dict(solver_settings or {}), prefix="solver.")
+    if problem.dim not in cls.dims:
+        raise DataError("solver", f"{cls.name} handles {cls.dims} dimensions, the scan has {problem.dim}", "Choose another solver.")
+    notes = [f"{cls.name} on {device.type}, {'fft' if problem.cartesian else engine}"]
+    problem = problem.to(device)
+    candidates = cls.candidates(chosen, problem)
+    limit: int | None = None
+    tried: list[dict[str, Any]] = []
+    selecting = settings.holdout > 0 and (len(candidates) > 1 or cls.check_every > 0)
+    if selecting:
+        choice, tried = _select(cls, candidates, problem, settings, engine, progress)
+        chosen, limit = choice.settings, choice.limit
+        notes.append(f"chosen on held-out readouts: {_differences(chosen, candidates)}" + (f", {limit} steps" if limit else ""))
+    else:
+        chosen = candidates[len(candidates) // 2]
+    selected = time.perf_counter()
+    calibrated, calibration = calibrate(problem, settings.coils, engine)
+    calibrated_at = time.perf_counter()
+    solver = cls(chosen, engine=engine, seed=settings.seed)
+    solver.limit = limit
+    solver.start(calibrated)
+    run(solver, progress)
+    series = solver.images()
+    finished = time.perf_counter()
+    report = {
+        "solver": cls.name,
+        "engine": "fft" if problem.cartesian else engine,
+        "device": str(device),
+        "virtual_coils": int(calibration.compression.shape[0]),
+        "settings": dataclasses.asdict(chosen),
+        "steps": solver.step,
+        "tried": tried,
+        "seconds": {
+            "selection": selected - started,
+            "calibration": calibrated_at - selected,
+            "fit": finished - calibrated_at,
+            "total": finished - started,
+        },
+    }
+    log.info("%s: %.1f s, %d steps", cls.name, finished - started, solver.step)
+    cpu = dataclasses.replace(
+        series,
+        images=series.images.cpu(),
+        latents=None if series.latents is None else series.latents.cpu(),
+        notes=(*notes, *series.notes),
+    )
+    return Reconstruction(cpu, report)

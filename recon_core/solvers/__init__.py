@@ -1,0 +1,1 @@
+"""Solvers: one file a method, found by name through :mod:`recon_core.solvers.registry`."""

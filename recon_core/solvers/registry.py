@@ -1,0 +1,45 @@
+"""Solvers by name. A new method is one file here and one line in ``_MODULES``."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from recon_core.options import unknown_name
+from recon_core.solvers.base import Solver
+
+_MODULES = {
+    "gridding": "recon_core.solvers.gridding",
+    "cg_sense": "recon_core.solvers.cg_sense",
+    "grasp_pro": "recon_core.solvers.grasp_pro",
+    "grasp": "recon_core.solvers.grasp",
+    "low_rank_sparse": "recon_core.solvers.low_rank_sparse",
+    "inmr": "recon_core.solvers.inmr",
+}
+
+
+def names() -> list[str]:
+    """Every solver, in alphabetical order."""
+    return sorted(_MODULES)
+
+
+def solver_class(name: str) -> type[Solver[Any]]:
+    """The class of a solver.
+
+    Raises:
+        SettingError: no solver of that name.
+    """
+    if name not in _MODULES:
+        raise unknown_name("solver", name, _MODULES)
+    module = importlib.import_module(_MODULES[name])
+    found: type[Solver[Any]] = module.SOLVER
+    return found
+
+
+def settings_class(name: str) -> type:
+    """The settings dataclass of a solver.
+
+    Raises:
+        SettingError: no solver of that name.
+    """
+    return solver_class(name).Settings

@@ -1,0 +1,309 @@
+"""The benchmark's runner, tables, pictures and command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gadgets import cli
+from gadgets.bench import machine, pictures, problems, runner, scans, tables, worker
+from gadgets.bench.cases import Region, parse
+from gadgets.commands.bench import data_folder
+from recon_core.errors import DataError, SettingError
+
+FIELDS = {
+    "title": "Tiny",
+    "note": "A note.",
+    "scan": {"kind": "simulate", "matrix": [24, 24], "frames": 8, "readouts_per_frame": 3, "coils": 3, "trajectory": "radial"},
+    "coils": 3,
+    "settings": {"cg_sense": {"steps": 5, "damping": 0.1}},
+}
+
+
+@pytest.fixture(scope="module")
+def scan() -> scans.BenchScan:
+    return scans.make(parse("tiny", FIELDS), 0, Path())
+
+
+# ---- choosing on a grid
+
+
+@pytest.mark.parametrize("best", range(7))
+def test_descend_finds_the_bottom_of_a_valley(best: int) -> None:
+    grid = [0.1 * n for n in range(7)]
+    asked = []
+
+    def cost(value: float) -> float:
+        asked.append(value)
+        return abs(value - grid[best]) ** 1.5
+
+    found, tried = worker.descend(grid[::-1], cost)
+    assert found == grid[best]
+    assert len(asked) == len(set(asked)) == len(tried)
+    assert len(asked) <= abs(best - 3) + 3
+
+
+def test_descend_of_one_value_and_of_equal_costs() -> None:
+    assert worker.descend([0.3], lambda _: 1.0) == (0.3, {0.3: 1.0})
+    assert worker.descend([1, 2, 3], lambda _: 1.0)[0] == 2
+
+
+# ---- jobs
+
+
+def test_problem_goes_round(tmp_path: Path, scan: scans.BenchScan) -> None:
+    problems.save_problem(tmp_path / "p.pt", scan.problem)
+    found = problems.load_problem(tmp_path / "p.pt")
+    for field in dataclasses.fields(found):
+        given, back = getattr(scan.problem, field.name), getattr(found, field.name)
+        if isinstance(given, torch.Tensor):
+            assert torch.equal(given, back)
+        elif field.name == "frames":
+            assert all(torch.equal(a, b) for a, b in zip(given, back, strict=True))
+        else:
+            assert given == back
+
+
+def test_methods_are_given_the_problem_and_nothing_else(scan: scans.BenchScan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that a method's process reads holds no truth: the same files, whatever the truth is."""
+    seen: list[dict[str, bytes]] = []
+
+    def look(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        folder = Path(command[-1])
+        seen.append({path.name: path.read_bytes() for path in folder.iterdir()})
+        return subprocess.CompletedProcess(command, 3, "", "Traceback\nKeyError: 'x'")
+
+    monkeypatch.setattr(subprocess, "run", look)
+    assert scan.truth is not None
+    blind = dataclasses.replace(scan, truth=np.zeros_like(scan.truth) + 1, moving=np.ones(scan.truth.shape[1:], dtype=bool))
+    case = parse("tiny", FIELDS)
+    for given in (scan, blind):
+        outcomes = list(runner._run_scan(case, given, 0, ["cg_sense"], (), "cpu", lambda _: None))
+        assert outcomes[0].record == {"method": "cg_sense", "seed": 0, "error": "process ended with 3: KeyError: 'x'"}
+    assert set(seen[0]) == {"problem.pt", "job.json"}
+    assert seen[0] == seen[1]
+
+
+def test_a_refusal_is_told_in_the_report(tmp_path: Path, scan: scans.BenchScan) -> None:
+    problems.save_problem(tmp_path / "problem.pt", scan.problem)
+    job = {"kind": "solver", "method": "grasp", "settings": {"strength": -1}, "coils": 3, "holdout": 0.05, "seed": 0, "device": "cpu"}
+    (tmp_path / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    assert worker.main(tmp_path) == 0
+    assert "strength" in json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["error"]
+
+
+def test_worker_gives_images_and_what_they_cost(tmp_path: Path, scan: scans.BenchScan) -> None:
+    problems.save_problem(tmp_path / "problem.pt", scan.problem)
+    common = {"coils": 3, "holdout": 0.05, "seed": 0, "device": "cpu", "kind": "solver"}
+    (tmp_path / "job.json").write_text(json.dumps({"method": "cg_sense", "settings": {"damping": 0.1}, **common}), encoding="utf-8")
+    assert worker.main(tmp_path) == 0
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["report"]["settings"]["damping"] == 0.1
+    assert 0 < report["report"]["seconds"]["total"] <= report["seconds"]
+    assert report["memory"]["peak"] > report["memory"]["above"] >= 0
+    images = np.load(tmp_path / "images.npy")
+    assert images.shape == (8, 24, 24)
+    (tmp_path / "job.json").write_text(json.dumps({"method": "time_average", "settings": {}, **common}), encoding="utf-8")
+    assert worker.main(tmp_path) == 0
+    still = np.load(tmp_path / "images.npy")
+    assert np.array_equal(still, np.broadcast_to(still[:1], still.shape))
+    assert scan.truth is not None
+    assert runner.score(still, scan.truth, scan.moving)["psnr_db"] > 20
+
+
+# ---- scores
+
+
+def test_curve_difference_by_hand() -> None:
+    truth = np.zeros((2, 4, 5))
+    truth[:, 1, 1:3] = [[10, 8], [5, 4]]
+    truth[:, 2, 1] = 1
+    images = truth.copy()
+    region = Region(y=(0, 4), x=(0, 5))
+    assert runner.curve_difference(images, truth, region) == 0
+    # Pixels above half of 10 are the two of the first row: true course 9, 4.5; one pixel 1 too bright in frame 0 makes 9.5.
+    images[0, 1, 1] += 1
+    images[0, 2, 1] += 50
+    assert runner.curve_difference(images, truth, region) == pytest.approx(np.sqrt(0.5**2 / 2) / 9)
+    with pytest.raises(SettingError, match="no signal"):
+        runner.curve_difference(images, truth, Region(y=(3, 4), x=(0, 5)))
+
+
+def test_withheld_readouts_judge(scan: scans.BenchScan) -> None:
+    case = parse("tiny", {**FIELDS, "withhold": 0.2})
+    made = scans.make(case, 0, Path())
+    scorer = runner.Scorer(case, made)
+    assert made.truth is not None
+    good = scorer(made.truth)["held_out_error"]
+    nothing = scorer(0 * made.truth)["held_out_error"]
+    still = scorer(np.broadcast_to(made.truth.mean(0), made.truth.shape).astype(np.complex64))["held_out_error"]
+    # The truth's phase is not that of the estimated maps, so that it predicts only in part; magnitudes are what counts below.
+    assert min(good, still) > 0
+    assert nothing > 1
+    report, images, _ = runner.run_job(
+        {"kind": "solver", "method": "time_average", "settings": {}, "coils": 3, "holdout": 0.0, "seed": 0, "device": "cpu"}, made.problem
+    )
+    assert images is not None, report
+    assert scorer(images)["held_out_error"] < 0.3 * nothing
+
+
+# ---- machine
+
+
+def test_peak_memory_sees_what_was_taken_and_given_back() -> None:
+    memory = machine.PeakMemory()
+    block = np.ones(40_000_000, dtype=np.uint8)
+    assert block.sum() == 40_000_000
+    del block
+    used = memory.read()
+    if sys.platform == "linux":
+        assert 38_000_000 < used["above"] < 80_000_000
+    assert used["peak"] >= used["above"]
+
+
+def test_machine() -> None:
+    found = machine.describe()
+    assert found["cores"] >= 1
+    assert found["cpu"]
+    assert set(found["packages"]) >= {"torch", "finufft"}
+    assert json.dumps(found)
+
+
+# ---- tables
+
+
+def records() -> list[dict[str, Any]]:
+    made = []
+    for seed, psnr in ((0, 30.0), (1, 34.0)):
+        memory = {"peak": 300 * 2**20, "above": 100 * 2**20}
+        made.append({"method": "grasp", "seed": seed, "seconds": 2.0 + seed, "memory": memory, "psnr_db": psnr, "ssim": 0.9})
+    return [*made, {"method": "inmr", "seed": 0, "error": "it broke"}]
+
+
+def result() -> dict[str, Any]:
+    return {"case": "c", "title": "A case", "note": "A note.", "seeds": [0, 1], "summary": tables.summary(records()), "machine": MACHINE}
+
+
+MACHINE = {"cpu": "a processor", "cores": 2, "gpu": None, "date": "2024-02-29"}
+
+
+def test_summary() -> None:
+    grasp, inmr = tables.summary(records())
+    assert grasp["runs"] == 2
+    assert grasp["psnr_db"] == {"mean": 32.0, "sd": pytest.approx(2 * 2**0.5)}
+    assert grasp["seconds"]["mean"] == 2.5
+    assert grasp["memory"]["mean"] == 100
+    assert "dynamic_error" not in grasp
+    assert inmr == {"method": "inmr", "runs": 1, "error": "it broke"}
+
+
+def test_terminal_table(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    Console(width=120).print(tables.terminal_table(result()))
+    text = capsys.readouterr().out
+    assert "32.00 ± 2.83" in text
+    assert "it broke" in text
+    assert "dynamic" not in text
+
+
+def test_page_is_refreshed_between_its_markers(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n", encoding="utf-8")
+    tables.refresh_page(page, [result()])
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{tables.BEGIN}\n")
+    assert text.endswith(f"{tables.END}\nafter\n")
+    assert "old" not in text
+    assert "| grasp | 2.5 ± 0.7 | 100 ± 0 | 32.00 ± 2.83 | 0.900 ± 0.000 |" in text
+    assert "a processor, 2 cores, 2024-02-29" in text
+    assert "inmr" not in text
+    tables.refresh_page(page, [result()])
+    assert page.read_text(encoding="utf-8") == text
+    page.write_text("no markers", encoding="utf-8")
+    with pytest.raises(DataError, match="markers"):
+        tables.refresh_page(page, [result()])
+
+
+def test_json_folder_and_file(tmp_path: Path) -> None:
+    assert tables.write_json([result()], tmp_path / "results") == [tmp_path / "results" / "c.json"]
+    assert json.loads((tmp_path / "results" / "c.json").read_text(encoding="utf-8"))["title"] == "A case"
+    tables.write_json([result(), result()], tmp_path / "sub" / "all.json")
+    assert len(json.loads((tmp_path / "sub" / "all.json").read_text(encoding="utf-8"))) == 2
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_pictures(tmp_path: Path, scan: scans.BenchScan, known: bool) -> None:
+    from PIL import Image
+
+    assert scan.truth is not None
+    first = scan if known else dataclasses.replace(scan, truth=None, moving=None)
+    made = [{"method": m, "seed": 0, "seconds": 1.0, "psnr_db": 30.0} for m in ("grasp", "inmr")]
+    images = {"grasp": scan.truth * 1.01, "inmr": np.roll(scan.truth, 1, axis=2)}
+    shown = runner.CaseResult(parse("tiny", FIELDS), "phantom", made, first, images)
+    pictures.side_by_side(shown, tmp_path / "new" / "tiny.png")
+    with Image.open(tmp_path / "new" / "tiny.png") as picture:
+        assert picture.width > picture.height if not known else picture.width > 400
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+# ---- command
+
+
+def test_command_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = tmp_path / "tiny.yaml"
+    case.write_text(json.dumps(FIELDS), encoding="utf-8")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{tables.BEGIN}\n{tables.END}\n", encoding="utf-8")
+    arguments = ["bench", str(case), "--methods", "cg_sense", "--device", "cpu", "--readme", str(readme)]
+    assert cli.main([*arguments, "--json", str(tmp_path / "out"), "--pictures", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "time_average" in text
+    assert "cg_sense" in text
+    written = json.loads((tmp_path / "out" / "tiny.json").read_text(encoding="utf-8"))
+    assert written["source"].startswith("cardiac")
+    assert [run["method"] for run in written["runs"]] == ["time_average", "cg_sense"]
+    assert all(run["psnr_db"] > 5 and run["seconds"] > 0 for run in written["runs"])
+    assert written["runs"][0]["dynamic_error"] == pytest.approx(1, abs=0.05)
+    assert written["machine"]["cores"] >= 1
+    assert (tmp_path / "out" / "tiny.png").stat().st_size > 10_000
+    assert "| cg_sense |" in readme.read_text(encoding="utf-8")
+
+
+def test_command_lists_cases(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench"]) == 0
+    assert "cardiac_standard" in capsys.readouterr().out.split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], "unknown name 'nothing'"),
+        (["cardiac_small", "--methods", "grsp"], "Did you mean 'grasp'"),
+        (["cardiac_small", "--peer", "bert"], "Did you mean 'bart'"),
+        (["cardiac_small", "--seeds", "a"], "--seeds"),
+        (["rat_t2", "--data", "/nonexistent"], "--data"),
+    ],
+)
+def test_command_faults(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", *arguments]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert data_folder("/there") == Path("/there")
+    monkeypatch.setenv("GADGETRON_INR_DATA", "/elsewhere")
+    assert data_folder(None) == Path("/elsewhere")
+    monkeypatch.delenv("GADGETRON_INR_DATA")
+    assert data_folder(None).name == "data"

@@ -1,0 +1,126 @@
+"""Scores of stored images."""
+
+import json
+
+import ismrmrd
+import numpy as np
+import pytest
+
+from gadgets import cli
+from gadgets.evaluation import evaluate, image_series, pixel_values
+from gadgets.scanfile import ImageWriter, Truth, write_scan, write_truth
+from recon_core.errors import DataError
+from recon_core.metrics import moving_region, score
+
+
+@pytest.fixture
+def truth():
+    y, x = np.mgrid[-1:1:20j, -1:1:26j]
+    radius = 0.5 + 0.2 * np.sin(np.linspace(0, 5, 9))
+    images = (1 / (1 + np.exp((np.hypot(x, y)[None] - radius[:, None, None]) / 0.06)) * np.exp(1j * x)).astype(np.complex64)
+    return Truth(images, moving_region(images), np.arange(9) * 0.006)
+
+
+@pytest.fixture
+def scan(truth, tmp_path):
+    path = tmp_path / "scan.h5"
+    write_scan(path, "<ismrmrdHeader/>", [])
+    write_truth(path, truth)
+    return path
+
+
+def _store(path, series, group="run", slope=None, **head):
+    with ImageWriter(path, group) as writer:
+        for number, pixels in enumerate(series):
+            image = ismrmrd.Image.from_array(pixels, transpose=False, image_series_index=1, image_index=number + 1, **head)
+            if slope is not None:
+                image.meta["RescaleSlope"] = f"{slope:.9g}"
+            writer.write(image)
+    return path
+
+
+def _noisy(truth):
+    rng = np.random.default_rng(0)
+    noise = 0.05 * (rng.standard_normal(truth.images.shape) + 1j * rng.standard_normal(truth.images.shape))
+    return (truth.images + noise).astype(np.complex64)
+
+
+def test_complex_images_are_scored_as_they_are(tmp_path, truth, scan):
+    noisy = _noisy(truth)
+    result = evaluate(_store(tmp_path / "out.h5", 3 * noisy), scan)
+    expected = score(noisy, truth.images, truth.moving)
+    assert result["form"] == "complex"
+    for name in ("psnr_db", "psnr_sd_db", "ssim", "dynamic_error", "time_average_psnr_db"):
+        assert result[name] == pytest.approx(expected[name], rel=1e-5)
+
+
+def test_magnitudes_are_scored_in_their_own_form(tmp_path, truth, scan):
+    magnitude = np.abs(_noisy(truth))
+    slope = float(magnitude.max()) / 30000
+    path = _store(tmp_path / "out.h5", np.round(magnitude / slope).astype(np.uint16), slope=slope)
+    result = evaluate(path, scan)
+    assert result["form"] == "magnitude"
+    assert result["psnr_db"] == pytest.approx(score(magnitude, truth.images, truth.moving)["psnr_db"], abs=0.01)
+    values, images = image_series(path)
+    np.testing.assert_allclose(values, magnitude, atol=slope)
+    assert len(images) == 9
+
+
+def test_a_slope_of_each_image_counts(tmp_path, truth, scan):
+    magnitude = np.abs(truth.images)
+    for number, frame in enumerate(magnitude):
+        slope = 1e-4 * (1 + number)
+        _store(tmp_path / "out.h5", [np.round(frame / slope).astype(np.uint16)], slope=slope)
+    assert evaluate(tmp_path / "out.h5", scan)["psnr_db"] > 60
+
+
+def test_a_slope_that_is_no_number_is_told():
+    image = ismrmrd.Image.from_array(np.ones((4, 4), dtype=np.uint16), transpose=False, image_index=3)
+    image.meta["RescaleSlope"] = "steep"
+    with pytest.raises(DataError, match="RescaleSlope: 'steep' in image 3"):
+        pixel_values(image)
+
+
+def test_channels_must_be_combined():
+    image = ismrmrd.Image.from_array(np.ones((2, 1, 4, 4), dtype=np.complex64), transpose=False)
+    with pytest.raises(DataError, match="2 channels"):
+        pixel_values(image)
+
+
+def test_volumes_keep_their_slices():
+    image = ismrmrd.Image.from_array(np.ones((3, 4, 5), dtype=np.complex64), transpose=False)
+    assert pixel_values(image).shape == (3, 4, 5)
+
+
+def test_other_frames_or_pixels_are_refused(tmp_path, truth, scan):
+    with pytest.raises(DataError, match="8 images, 9 frames"):
+        evaluate(_store(tmp_path / "few.h5", truth.images[:8]), scan)
+    with pytest.raises(DataError, match="matrix"):
+        evaluate(_store(tmp_path / "small.h5", truth.images[:, :16]), scan)
+
+
+def test_the_command_prints_json_and_words(tmp_path, truth, scan, capsys):
+    path = _store(tmp_path / "out.h5", _noisy(truth))
+    assert cli.main(["evaluate", str(path), str(scan), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {"psnr_db", "psnr_sd_db", "ssim", "dynamic_error", "time_average_psnr_db", "frames"} <= set(result)
+    assert result["frames"] == 9
+    assert cli.main(["evaluate", str(path), str(scan)]) == 0
+    words = capsys.readouterr().out
+    assert f"{result['psnr_db']:.2f}" in words
+    assert "complex images" in words
+
+
+def test_several_runs_need_a_group(tmp_path, truth, scan, capsys):
+    path = _store(_store(tmp_path / "out.h5", truth.images, "first"), _noisy(truth), "second")
+    assert cli.main(["evaluate", str(path), str(scan)]) == 1
+    assert "Name one with -G" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(path), str(scan), "-G", "first", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["psnr_db"] > 100
+
+
+def test_a_real_scan_has_no_truth(tmp_path, truth, capsys):
+    path = _store(tmp_path / "out.h5", truth.images)
+    write_scan(tmp_path / "real.h5", "<ismrmrdHeader/>", [])
+    assert cli.main(["evaluate", str(path), str(tmp_path / "real.h5")]) == 1
+    assert "Only a simulated scan has a truth" in capsys.readouterr().err

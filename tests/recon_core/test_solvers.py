@@ -1,0 +1,225 @@
+"""The contract every registered solver keeps, and interpolation in time."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from recon_core.errors import DataError, SettingError
+from recon_core.options import build
+from recon_core.problem import KSpaceProblem
+from recon_core.solvers import registry
+from recon_core.solvers.base import Solver, interpolate_frames
+
+# Small enough to run in a blink; every other setting is the default.
+QUICK: dict[str, dict[str, Any]] = {
+    "gridding": {},
+    "cg_sense": {"steps": 4, "damping": 0.05},
+    "grasp": {"steps": 6, "strength": 0.01},
+    "low_rank_sparse": {"steps": 6, "low_rank": 0.005, "sparse": 0.02},
+    "inmr": {"steps": 12, "batch_frames": 4, "levels": 5, "log2_table": 10, "width": 16, "mapped": 8, "latent": 3, "smoothness": 0.5},
+    "grasp_pro": {"strength": 2e-4, "rank": 4, "basis_width": 16, "steps": 20},
+}
+EVERY = registry.names()
+
+
+@pytest.fixture(scope="module")
+def problem(toy: ModuleType) -> KSpaceProblem:
+    """A calibrated scan with the toy's own maps."""
+    made, _ = toy.toy_problem(n_frames=10, shape=(16, 14), coils=2, per_frame=3, noise=0.01)
+    weights = made.trajectory.norm(dim=-1) * 0.02 + 0.01
+    return made.replace(weights=weights, sensitivities=toy.toy_maps(2, (16, 14)))
+
+
+def made(name: str, seed: int = 0, **changes: Any) -> Solver[Any]:
+    cls = registry.solver_class(name)
+    return cls(build(cls.Settings, {**QUICK.get(name, {}), **changes}), engine="finufft", seed=seed)
+
+
+def finished(name: str, problem: KSpaceProblem, seed: int = 0) -> Solver[Any]:
+    solver = made(name, seed)
+    solver.start(problem)
+    while not solver.done:
+        solver.update()
+    return solver
+
+
+def test_registry() -> None:
+    assert sorted(EVERY) == EVERY
+    assert {"gridding", "cg_sense", "inmr"} <= set(EVERY)
+    assert registry.settings_class("cg_sense")().steps == 12
+    with pytest.raises(SettingError, match="Did you mean 'cg_sense'") as error:
+        registry.solver_class("cg-sense")
+    assert error.value.field == "solver"
+    with pytest.raises(SettingError):
+        registry.settings_class("nothing")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_class_carries_its_name_and_declared_settings(name: str) -> None:
+    cls = registry.solver_class(name)
+    assert cls.name == name
+    assert registry.settings_class(name) is cls.Settings
+    assert set(cls.dims) <= {2, 3}
+    assert build(cls.Settings, {}) == cls.Settings()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_life_of_a_stepper(name: str, problem: KSpaceProblem) -> None:
+    solver = made(name)
+    assert solver.total_steps >= 1
+    solver.start(problem)
+    assert not solver.done
+    for step in range(1, solver.total_steps + 1):
+        before = solver.images()
+        assert before.images.shape == (10, 16, 14)
+        solver.update()
+        assert solver.step == step
+    assert solver.done
+    after = solver.images()
+    assert after.images.shape == (10, 16, 14)
+    assert torch.equal(after.times, problem.frame_times)
+    assert float((after.images - before.images).abs().max()) > 0
+    assert not after.images.requires_grad
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_limit_ends_a_run_early_and_never_extends_it(name: str, problem: KSpaceProblem) -> None:
+    solver = made(name)
+    solver.limit = 1
+    solver.start(problem)
+    solver.update()
+    assert solver.done
+    solver.limit = solver.total_steps + 5
+    assert solver.done == (solver.total_steps == 1)
+    while not solver.done:
+        solver.update()
+    assert solver.step == solver.total_steps
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_same_seed_same_images_bit_for_bit(name: str, problem: KSpaceProblem) -> None:
+    first = finished(name, problem, seed=3).images().images
+    torch.randn(17)
+    assert torch.equal(first, finished(name, problem, seed=3).images().images)
+
+
+def test_another_seed_is_another_fit(problem: KSpaceProblem) -> None:
+    assert not torch.equal(finished("inmr", problem, 0).images().images, finished("inmr", problem, 1).images().images)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_second_start_forgets_the_first(name: str, problem: KSpaceProblem) -> None:
+    """Scan B after A gives B's images as B alone."""
+    other = problem.replace(samples=problem.samples.flip(1) * 3)
+    solver = finished(name, other)
+    solver.start(problem)
+    assert solver.step == 0
+    while not solver.done:
+        solver.update()
+    assert torch.equal(solver.images().images, finished(name, problem).images().images)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_images_at_other_times(name: str, problem: KSpaceProblem) -> None:
+    solver = finished(name, problem)
+    at = problem.frame_times
+    wanted = torch.tensor([-1.0, float(at[2]), float(at[2] + at[3]) / 2, float(at[7]), 99.0], dtype=torch.float64)
+    found, frames = solver.images(wanted), solver.images().images
+    assert torch.equal(found.times, wanted)
+    assert found.images.shape == (5, 16, 14)
+    for position, frame in ((0, 0), (1, 2), (3, 7), (4, 9)):
+        torch.testing.assert_close(found.images[position], frames[frame], rtol=1e-4, atol=1e-5 * float(frames.abs().max()))
+    between = found.images[2]
+    assert float((between - frames[2]).norm()) <= float((frames[3] - frames[2]).norm()) * 1.01
+    assert float((between - frames[3]).norm()) <= float((frames[3] - frames[2]).norm()) * 1.01
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_twice_the_signal_gives_twice_the_image(name: str, problem: KSpaceProblem) -> None:
+    single = finished(name, problem).images().images
+    double = finished(name, problem.replace(samples=2 * problem.samples)).images().images
+    torch.testing.assert_close(double, 2 * single, rtol=1e-3, atol=1e-3 * float(single.abs().max()))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_frame_without_readouts_is_interpolated_in_time(name: str, problem: KSpaceProblem) -> None:
+    keep = torch.ones(problem.n_readouts, dtype=torch.bool)
+    keep[problem.frames[4]] = False
+    keep[problem.frames[9]] = False
+    series = finished(name, problem.keep_readouts(keep)).images().images
+    assert series.shape == (10, 16, 14)
+    size = series.abs().square().flatten(1).sum(1).sqrt()
+    assert float(size[4]) > 0.5 * float(size.median())
+    assert float(size[9]) > 0.5 * float(size.median())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_sample_at_all_is_an_error(name: str, problem: KSpaceProblem) -> None:
+    nothing = torch.zeros(problem.trajectory.shape[:2], dtype=torch.bool)
+    with pytest.raises(DataError, match="none of 10 has a sample left"):
+        made(name).start(problem.replace(mask=nothing))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_maps_are_required(name: str, problem: KSpaceProblem) -> None:
+    with pytest.raises(DataError, match="Calibrate"):
+        made(name).start(problem.replace(sensitivities=None))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_warm_start_is_never_worse_than_a_cold_one(name: str, problem: KSpaceProblem) -> None:
+    """One more step after a finished fit predicts the data at least as well as one step from nothing."""
+
+    def misfit(solver: Solver[Any]) -> float:
+        images = solver.images().images
+        from recon_core.operators.frames import FrameEncoding
+
+        encoding = FrameEncoding(problem)
+        return sum(
+            float((f.weights * (encoding.forward(images[t], t) - f.samples).abs().square()).sum()) for t, f in enumerate(encoding.frames)
+        )
+
+    previous = finished(name, problem)
+    warm, cold = made(name), made(name)
+    warm.start(problem, previous)
+    cold.start(problem)
+    warm.update()
+    cold.update()
+    assert warm.step == 1
+    assert misfit(warm) <= misfit(cold) * 1.0001
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_previous_fit_of_another_kind_is_ignored(name: str, problem: KSpaceProblem) -> None:
+    other = finished("gridding" if name != "gridding" else "cg_sense", problem)
+    solver = made(name)
+    solver.start(problem, other)
+    while not solver.done:
+        solver.update()
+    assert torch.equal(solver.images().images, finished(name, problem).images().images)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_candidates_keep_what_the_user_set(name: str, problem: KSpaceProblem) -> None:
+    cls = registry.solver_class(name)
+    given = build(cls.Settings, QUICK.get(name, {}))
+    assert cls.candidates(given, problem) == [given]
+    for candidate in cls.candidates(cls.Settings(), problem):
+        assert isinstance(candidate, cls.Settings)
+
+
+def test_interpolation_in_time() -> None:
+    images = torch.tensor([[1.0 + 1j], [3.0], [5.0]], dtype=torch.complex64)
+    at = torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
+    wanted = torch.tensor([-2.0, 0.5, 1.0, 2.5, 3.0, 9.0], dtype=torch.float64)
+    found = interpolate_frames(images, at, wanted)[:, 0]
+    torch.testing.assert_close(found, torch.tensor([1 + 1j, 2 + 0.5j, 3, 4.5, 5, 5], dtype=torch.complex64))
+    assert interpolate_frames(images, at, at) is images
+    without_the_second = interpolate_frames(images, at, at, torch.tensor([0, 2]))[:, 0]
+    torch.testing.assert_close(without_the_second, torch.tensor([1 + 1j, (2 * (1 + 1j) + 5) / 3, 5], dtype=torch.complex64))
+    alone = interpolate_frames(images, at, wanted, torch.tensor([1]))[:, 0]
+    torch.testing.assert_close(alone, torch.full((6,), 3.0, dtype=torch.complex64))

@@ -1,0 +1,65 @@
+"""A small dynamic scan for tests of solvers: smooth object, known maps, golden-angle spokes, exact sums."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from recon_core.problem import KSpaceProblem
+
+GOLDEN = math.pi * (math.sqrt(5) - 1) / 2
+
+
+def blob(y: Tensor, x: Tensor, cy: float, cx: float, width: float) -> Tensor:
+    return torch.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * width**2))
+
+
+def toy_series(n_frames: int, shape: tuple[int, int]) -> Tensor:
+    ny, nx = shape
+    y, x = torch.meshgrid(torch.arange(ny) / ny - 0.5, torch.arange(nx) / nx - 0.5, indexing="ij")
+    frames = []
+    for t in range(n_frames):
+        shift = 0.06 * math.sin(2 * math.pi * t / 12)
+        body = (((y / 0.42) ** 2 + (x / 0.36) ** 2) < 1).float() * 0.6
+        frames.append(body + blob(y, x, 0.05 + shift, 0.08, 0.08) + 0.5 * blob(y, x, -0.15, -0.1 - shift, 0.05))
+    return torch.stack(frames).to(torch.complex64) * torch.exp(0.5j * (x + 2 * y))
+
+
+def toy_maps(coils: int, shape: tuple[int, int]) -> Tensor:
+    ny, nx = shape
+    y, x = torch.meshgrid(torch.arange(ny) / ny - 0.5, torch.arange(nx) / nx - 0.5, indexing="ij")
+    maps = []
+    for c in range(coils):
+        angle = 2 * math.pi * c / coils
+        cy, cx = 0.6 * math.sin(angle), 0.6 * math.cos(angle)
+        maps.append(blob(y, x, cy, cx, 0.5) * torch.exp(1j * (2 * cx * x - 1.5 * cy * y + angle)))
+    stacked = torch.stack(maps).to(torch.complex64)
+    return stacked / stacked.abs().square().sum(0).sqrt()
+
+
+def toy_problem(
+    n_frames: int = 24, shape: tuple[int, int] = (30, 26), coils: int = 3, per_frame: int = 3, noise: float = 0.0, seed: int = 0
+) -> tuple[KSpaceProblem, Tensor]:
+    """A problem without maps and its true series (unit root-sum-of-squares maps)."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = toy_series(n_frames, shape)
+    maps = toy_maps(coils, shape)
+    n = n_frames * per_frame
+    samples_per_readout = 2 * max(shape)
+    radius = (torch.arange(samples_per_readout) - samples_per_readout // 2) / samples_per_readout
+    angle = torch.arange(n) * GOLDEN
+    spokes = torch.stack([angle.cos()[:, None] * radius * shape[1], angle.sin()[:, None] * radius * shape[0]], dim=-1)
+    axes = [(torch.arange(m) - m // 2) / m for m in shape]
+    position = torch.stack([r.flatten() for r in torch.meshgrid(*axes, indexing="ij")])
+    data = []
+    for i in range(n):
+        kernel = torch.exp(-2j * torch.pi * (spokes[i] @ position.flip(0)))
+        data.append((maps * truth[i // per_frame]).flatten(1).to(torch.complex64) @ kernel.T / math.sqrt(math.prod(shape)))
+    samples = torch.stack(data, dim=1)
+    samples = samples + noise * torch.randn(samples.shape, dtype=torch.complex64, generator=generator)
+    times = torch.arange(n, dtype=torch.float64) * 0.003
+    frames = tuple(torch.arange(i * per_frame, (i + 1) * per_frame) for i in range(n_frames))
+    frame_times = torch.stack([times[f].mean() for f in frames])
+    return KSpaceProblem(samples, spokes.to(torch.float32), frames, times, frame_times, shape), truth
