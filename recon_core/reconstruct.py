@@ -124,10 +124,12 @@ class _Choice:
     settings: Any
     limit: int | None
     error: float
+    solver: Solver[Any]
 
 
 def _select(
     cls: type[Solver[Any]],
+    asked: Any,
     candidates: list[Any],
     problem: KSpaceProblem,
     settings: ReconstructionSettings,
@@ -143,27 +145,38 @@ def _select(
     judge = HeldOut(with_density(problem, engine), held, calibration, engine)
     best: _Choice | None = None
     tried = []
-    for candidate in candidates:
-        solver = cls(candidate, engine=engine, seed=settings.seed)
-        solver.start(training)
-        errors: dict[int, float] = {}
-        while not solver.done:
-            solver.update()
-            if (cls.check_every and solver.step % cls.check_every == 0) or solver.done:
-                errors[solver.step] = judge.error(solver)
-        step = min(errors, key=lambda s: (errors[s], s))
-        tried.append({"settings": dataclasses.asdict(candidate), "step": step, "held_out_error": errors[step]})
-        if progress is not None:
-            progress(f"{cls.name}: held-out error {errors[step]:.4g} at step {step} with {_differences(candidate, candidates)}")
-        if best is None or errors[step] < best.error:
-            best = _Choice(candidate, step if cls.check_every else None, errors[step])
+
+    def fit(among: list[Any]) -> None:
+        nonlocal best
+        for candidate in among:
+            solver = cls(candidate, engine=engine, seed=settings.seed)
+            if best is None:
+                solver.start(training)
+            else:
+                solver.start_beside(best.solver)
+            errors: dict[int, float] = {}
+            while not solver.done:
+                solver.update()
+                if (cls.check_every and solver.step % cls.check_every == 0) or solver.done:
+                    errors[solver.step] = judge.error(solver)
+            errors = errors or {solver.step: judge.error(solver)}
+            step = min(errors, key=lambda s: (errors[s], s))
+            tried.append({"settings": dataclasses.asdict(candidate), "step": step, "held_out_error": errors[step]})
+            if progress is not None:
+                progress(f"{cls.name}: held-out error {errors[step]:.4g} at step {step} with {_differences(candidate, among)}")
+            if best is None or errors[step] < best.error:
+                best = _Choice(candidate, step if cls.check_every else None, errors[step], solver)
+
+    fit(candidates)
     assert best is not None
+    fit(cls.refinements(best.settings, asked))
     return best, tried
 
 
 def _differences(candidate: Any, candidates: list[Any]) -> str:
     values = dataclasses.asdict(candidate)
-    differing = [name for name in values if len({repr(getattr(c, name)) for c in candidates}) > 1]
+    others = [c if isinstance(c, dict) else dataclasses.asdict(c) for c in candidates]
+    differing = [name for name in values if len({repr(other[name]) for other in others}) > 1]
     return ", ".join(f"{name}={values[name]}" for name in differing) or "the settings given"
 
 
@@ -200,11 +213,13 @@ def reconstruct(
     candidates = cls.candidates(chosen, problem)
     limit: int | None = None
     tried: list[dict[str, Any]] = []
-    selecting = settings.holdout > 0 and (len(candidates) > 1 or cls.check_every > 0)
+    selecting = settings.holdout > 0 and (len(candidates) > 1 or cls.check_every > 0 or bool(cls.refinements(chosen, chosen)))
     if selecting:
-        choice, tried = _select(cls, candidates, problem, settings, engine, progress)
+        choice, tried = _select(cls, chosen, candidates, problem, settings, engine, progress)
         chosen, limit = choice.settings, choice.limit
-        notes.append(f"chosen on held-out readouts: {_differences(chosen, candidates)}" + (f", {limit} steps" if limit else ""))
+        notes.append(
+            f"chosen on held-out readouts: {_differences(chosen, [t['settings'] for t in tried])}" + (f", {limit} steps" if limit else "")
+        )
     else:
         chosen = candidates[len(candidates) // 2]
     selected = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +28,15 @@ class FrameSamples:
     weights: Tensor
 
 
+@dataclasses.dataclass(frozen=True)
+class NufftOptions:
+    """How a problem's transforms are made: arguments of :class:`Nufft`."""
+
+    engine: str = "auto"
+    tolerance: float = DEFAULT_TOLERANCE
+    cartesian: bool = False
+
+
 def gather(problem: KSpaceProblem, readouts: Tensor) -> FrameSamples:
     """Points, samples and weights of some readouts (int64 indices), samples outside the mask left out."""
     samples = problem.samples[:, readouts].flatten(1)
@@ -36,6 +46,18 @@ def gather(problem: KSpaceProblem, readouts: Tensor) -> FrameSamples:
         used = problem.mask[readouts].flatten()
         points, samples, weights = points[used], samples[:, used], weights[used]
     return FrameSamples(points, samples, weights)
+
+
+def occupied_frames(problem: KSpaceProblem) -> list[FrameSamples]:
+    """The samples of every frame.
+
+    Raises:
+        DataError: no frame has one.
+    """
+    frames = [gather(problem, readouts) for readouts in problem.frames]
+    if not any(f.points.shape[0] for f in frames):
+        raise DataError("frames", f"none of {len(frames)} has a sample left", "Discard fewer readouts or samples.")
+    return frames
 
 
 def required_sensitivities(problem: KSpaceProblem) -> Tensor:
@@ -66,10 +88,8 @@ class FrameEncoding:
 
     def __init__(self, problem: KSpaceProblem, engine: str = "auto", tolerance: float = DEFAULT_TOLERANCE) -> None:
         self.sensitivities = required_sensitivities(problem)
-        self.frames = [gather(problem, readouts) for readouts in problem.frames]
+        self.frames = occupied_frames(problem)
         self.occupied = torch.tensor([t for t, f in enumerate(self.frames) if f.points.shape[0]], dtype=torch.int64)
-        if not self.occupied.numel():
-            raise DataError("frames", f"none of {len(self.frames)} has a sample left", "Discard fewer readouts or samples.")
         self.nuffts = [Nufft(f.points, problem.shape, engine, tolerance, problem.cartesian) for f in self.frames]
         self.shape = problem.shape
 
@@ -92,3 +112,23 @@ class FrameEncoding:
     def energy(self) -> float:
         """Squared norm of all samples."""
         return float(sum(float(f.samples.abs().square().sum(dtype=torch.float64)) for f in self.frames))
+
+
+def subspace_backprojection(frames: Sequence[FrameSamples], sensitivities: Tensor, temporal: Tensor, nufft: NufftOptions) -> Tensor:
+    """``Σ_t V_kt E_tᴴ W_t y_t``: the right-hand side of a series ``Σ_k V_kt U_k``, from one plan for the samples of all frames.
+
+    Args:
+        frames: samples, points and weights of every frame.
+        sensitivities: complex64 ``[coil, (z,) y, x]``.
+        temporal: float32 ``[K, frame]``.
+        nufft: how the transform is made.
+
+    Returns:
+        complex64 ``[K, (z,) y, x]``.
+    """
+    counts = torch.tensor([f.points.shape[0] for f in frames], device=temporal.device)
+    samples = torch.cat([f.samples * f.weights for f in frames], dim=1)
+    shape = tuple(sensitivities.shape[1:])
+    transform = Nufft(torch.cat([f.points for f in frames]), shape, nufft.engine, nufft.tolerance, nufft.cartesian)
+    courses = temporal.repeat_interleave(counts, dim=1)
+    return torch.stack([(sensitivities.conj() * transform.adjoint(course * samples)).sum(0) for course in courses])

@@ -52,32 +52,41 @@ def point_spread_spectrum(
 def _separable_spectrum(points: Tensor, weights: Tensor, shape: Sequence[int]) -> Tensor:
     """The same spectrum, exactly, as one real matrix product: a sample's spectrum is a product of Dirichlet kernels."""
     ny, nx = shape
-    along_y = dirichlet(2 * points[:, 1].double(), ny) * weights[:, None]
-    return along_y.T @ dirichlet(2 * points[:, 0].double(), nx) / (ny * nx)
+    along_y = dirichlet(2 * points[:, 1], ny) * weights[:, None]
+    return along_y.T @ dirichlet(2 * points[:, 0], nx) / (ny * nx)
 
 
 def dirichlet(position: Tensor, n: int) -> Tensor:
-    """``Σ_{|d| < n} exp(−i2π d (q − position) / 2n)`` for q = 0 … 2n−1, float32 ``[point, q]``."""
-    grid = torch.arange(2 * n, dtype=position.dtype, device=position.device)
-    distance = torch.remainder(grid - position[:, None] + n, 2 * n) - n
-    below = torch.sin(math.pi / (2 * n) * distance)
-    above = torch.sin(math.pi / (2 * n) * (2 * n - 1) * distance)
-    at_peak = below.abs() < 1e-9
-    return torch.where(at_peak, 2.0 * n - 1, above / below.masked_fill(at_peak, 1.0)).to(torch.float32)
+    """``Σ_{|d| < n} exp(−i2π d (q − position) / 2n)`` for q = 0 … 2n−1, float32 ``[point, q]``.
+
+    With a = π/2n and p the position, sin((2n−1)a(q−p)) / sin(a(q−p)) is taken apart by addition theorems, so that sines are only taken
+    of points and of grid positions, not of every pair.
+    """
+    position = position.double()[:, None]
+    grid = torch.arange(2 * n, dtype=torch.float64, device=position.device)
+    step = math.pi / (2 * n)
+    sin_p, cos_p, sin_q, cos_q = (step * position).sin(), (step * position).cos(), (step * grid).sin(), (step * grid).cos()
+    below = sin_q * cos_p - cos_q * sin_p
+    ratio = (cos_q * cos_p + sin_q * sin_p) / below
+    sign = 2 * torch.remainder(grid, 2) - 1
+    value = sign * (torch.sin(math.pi * position) * ratio + torch.cos(math.pi * position))
+    return torch.where(below.abs() < 1e-9, 2.0 * n - 1, value).to(torch.float32)
 
 
 def pad_fft(images: Tensor, dim: int) -> Tensor:
-    """FFT of images ``[..., (z,) y, x]`` zero-padded to twice their size; no transform of empty lines."""
-    for axis in range(-1, -dim - 1, -1):
-        images = torch.fft.fft(images, n=2 * images.shape[axis], dim=axis)
-    return images
+    """FFT of images ``[..., (z,) y, x]`` zero-padded to twice their size.
+
+    One transform of the whole padded grid: on a CPU, leaving out the empty lines costs more in strided access than it saves.
+    """
+    return torch.fft.fftn(images, s=[2 * n for n in images.shape[-dim:]], dim=tuple(range(-dim, 0)))
 
 
 def ifft_crop(spectra: Tensor, dim: int) -> Tensor:
     """Inverse of :func:`pad_fft` followed by its crop."""
+    images = torch.fft.ifftn(spectra, dim=tuple(range(-dim, 0)))
     for axis in range(-dim, 0):
-        spectra = torch.fft.ifft(spectra, dim=axis).narrow(axis, 0, spectra.shape[axis] // 2)
-    return spectra
+        images = images.narrow(axis, 0, images.shape[axis] // 2)
+    return images
 
 
 class ToeplitzNormal:
@@ -93,8 +102,8 @@ class ToeplitzNormal:
         self.sensitivities = sensitivities
         self.dim = sensitivities.ndim - 1
 
-    def __call__(self, images: Tensor, frames: slice = slice(None)) -> Tensor:
-        """Apply to images ``[frame, (z,) y, x]`` of the frames in ``frames``."""
+    def __call__(self, images: Tensor, frames: slice | Tensor = slice(None)) -> Tensor:
+        """Apply to images ``[frame, (z,) y, x]`` of the frames in ``frames`` (slice or indices)."""
         total = torch.zeros_like(images)
         for coil in self.sensitivities:
             total += coil.conj() * ifft_crop(pad_fft(coil * images, self.dim) * self.spectra[frames], self.dim)
@@ -124,31 +133,48 @@ class SubspaceNormal:
     def __call__(self, bases: Tensor) -> Tensor:
         """Apply to bases ``[K, (z,) y, x]``."""
         total = torch.zeros_like(bases)
-        for coil in self.sensitivities:
-            total += coil.conj() * self._convolve(coil * bases)
+        inside = (slice(None), *(slice(n) for n in bases.shape[1:]))
+        padded = bases.new_zeros((self.rank, *(2 * n for n in bases.shape[1:])))
+        dims = tuple(range(1, padded.ndim))
+        at_once = self._coils_at_once()
+        # Page faults of fresh memory cost as much as the transforms: one buffer holds spectra, then mixed spectra.
+        spectra = padded.new_empty((self.rank, min(at_once, len(self.sensitivities)), *padded.shape[1:]))
+        for coils in self.sensitivities.split(at_once):
+            for number, coil in enumerate(coils):
+                torch.mul(coil, bases, out=padded[inside])
+                spectra[:, number] = torch.fft.fftn(padded, dim=dims)
+            mix_(self.kernel, spectra[:, : len(coils)])
+            for number, coil in enumerate(coils):
+                total.addcmul_(coil.conj(), torch.fft.ifftn(spectra[:, number], dim=dims)[inside])
         return total
 
-    def _convolve(self, bases: Tensor) -> Tensor:
-        spectra = pad_fft(bases, self.dim)
-        grid = spectra.shape[1:]
-        return ifft_crop(mix(self.kernel, spectra.reshape(self.rank, -1)).reshape(self.rank, *grid), self.dim)
+    def _coils_at_once(self) -> int:
+        """Coils whose spectra of all bases stay within the memory set aside for them."""
+        return max(1, _MIXED_VALUES // (self.rank * self.kernel.shape[0]))
+
+
+_MIXED_VALUES = 1 << 24
+_MIXED_AT_ONCE = 1024
 
 
 def subspace_kernel(spectra: Tensor, temporal: Tensor) -> Tensor:
-    """``Σ_t V_kt V_lt spectra_t`` as float32 ``[K, K, point]`` over the flattened doubled grid."""
+    """``Σ_t V_kt V_lt spectra_t`` as float32 ``[point, K, K]`` over the flattened doubled grid."""
     rank = temporal.shape[0]
-    upper = torch.triu_indices(rank, rank, device=temporal.device)
-    products = temporal[upper[0]] * temporal[upper[1]]
-    packed = products @ spectra.flatten(1)
-    full = torch.empty((rank, rank, packed.shape[1]), dtype=packed.dtype, device=packed.device)
-    full[upper[0], upper[1]] = packed
-    full[upper[1], upper[0]] = packed
-    return full
+    products = (temporal[:, None] * temporal[None]).flatten(0, 1)
+    return (spectra.flatten(1).T @ products.T).reshape(-1, rank, rank)
 
 
-def mix(kernel: Tensor, spectra: Tensor) -> Tensor:
-    """``Σ_l kernel[k, l, q] · spectra[l, q]``: real kernel, complex spectra."""
-    out = torch.zeros_like(spectra)
-    for column, spectrum in zip(kernel.unbind(1), spectra, strict=True):
-        out.addcmul_(column.to(spectra.dtype), spectrum)
-    return out
+def mix_(kernel: Tensor, spectra: Tensor) -> None:
+    """Replace spectra ``[l, coil, …]`` by ``Σ_l kernel[q, k, l] · spectra[l, coil, q]``: real kernel, complex spectra.
+
+    A K×K product a point; point blocks are turned over while they are in a CPU's cache.
+    """
+    rank, coils = spectra.shape[:2]
+    flat = spectra.flatten(2)
+    points = flat.shape[2]
+    block = _MIXED_AT_ONCE if spectra.device.type == "cpu" else points
+    for first in range(0, points, block):
+        part = flat[:, :, first : first + block]
+        columns = torch.view_as_real(part.permute(2, 0, 1).contiguous()).reshape(-1, rank, 2 * coils)
+        mixed = torch.bmm(kernel[first : first + block], columns)
+        part.copy_(torch.view_as_complex(mixed.reshape(-1, rank, coils, 2)).permute(1, 2, 0))

@@ -34,6 +34,8 @@ class Solver(abc.ABC, Generic[S]):
     selection_matrix: ClassVar[float] = 1.0
     check_every: ClassVar[int] = 0
 
+    problem: KSpaceProblem
+
     def __init__(self, settings: S, *, engine: str = "auto", seed: int = 0) -> None:
         self.settings = settings
         self.engine = engine
@@ -55,6 +57,10 @@ class Solver(abc.ABC, Generic[S]):
     def start(self, problem: KSpaceProblem, previous: Solver[S] | None = None) -> None:
         """Take a calibrated problem; ``previous`` (same method, same slice) gives a warm start where the method knows one."""
 
+    def start_beside(self, other: Solver[S]) -> None:
+        """Start afresh on the problem of another fit of this method, sharing what their settings have in common."""
+        self.start(other.problem)
+
     def update(self) -> None:
         """One step."""
         self._update()
@@ -71,6 +77,16 @@ class Solver(abc.ABC, Generic[S]):
     def candidates(cls, settings: Any, problem: KSpaceProblem) -> list[Any]:
         """Settings among which held-out readouts choose; one entry: nothing is left to choose."""
         return [settings]
+
+    @classmethod
+    def refinements(cls, settings: Any, asked: Any) -> list[Any]:
+        """Settings to try once the best of the candidates is known.
+
+        Args:
+            settings: the best candidate.
+            asked: the settings as they were given.
+        """
+        return []
 
     def objective(self) -> float | None:
         """The cost of the last step, for logs, where the method has one."""

@@ -13,6 +13,7 @@ _MODULES = {
     "cg_sense": "recon_core.solvers.cg_sense",
     "grasp_pro": "recon_core.solvers.grasp_pro",
     "grasp": "recon_core.solvers.grasp",
+    "subspace_inr": "recon_core.solvers.subspace_inr",
     "low_rank_sparse": "recon_core.solvers.low_rank_sparse",
     "inmr": "recon_core.solvers.inmr",
 }

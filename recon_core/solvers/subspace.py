@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from recon_core.calibration.temporal_basis import low_resolution_series, power_weighted, temporal_basis
-from recon_core.operators.frames import FrameEncoding
+from recon_core.operators.frames import FrameSamples, NufftOptions, occupied_frames, required_sensitivities, subspace_backprojection
 from recon_core.operators.proximal import largest_eigenvalue
 from recon_core.operators.toeplitz import SubspaceNormal, point_spread_spectrum
 from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames
 
-_LARGEST_RATIO = 50.0
-SELECTED_STRENGTHS = (1e-4, 2e-4, 4e-4)
+_POWER_ITERATIONS = 6
+# Settings of which neither basis nor Gram operator depend.
+_OF_THE_FIT = ("steps", "strength", "static_strength")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +28,8 @@ class SubspaceSettings:
 
     rank: int = option(16, "temporal components K", low=1, high=128)
     steps: int = option(45, "proximal gradient steps", low=1, high=10_000)
-    strength: float | None = option(
-        None, "λ of spatial total variation of the second basis, relative to the largest adjoint magnitude; auto: held-out", low=0.0
-    )
-    strength_power: float = option(0.4, "λ of a weaker basis grows with (second singular value / its own) to this power", low=0.0, high=2.0)
-    static_strength: float = option(5e-5, "λ of the first, nearly static basis", low=0.0)
+    strength: float | None = option(None, "regularisation of the bases, relative to the largest adjoint magnitude; auto: held-out", low=0.0)
+    static_strength: float = option(5e-5, "λ of spatial total variation of the first, nearly static basis", low=0.0)
     basis_width: int = option(32, "matrix of the low-resolution series that gives the temporal basis", low=8, high=256)
     basis_strength: float = option(0.06, "λ of that series' temporal total variation", low=0.0)
     basis_steps: int = option(40, "FISTA steps of that series", low=1, high=10_000)
@@ -64,52 +63,50 @@ class SubspaceSolver(Solver[T]):
         """Proximal gradient steps."""
         return self.settings.steps
 
-    @classmethod
-    def candidates(cls, settings: T, problem: KSpaceProblem) -> list[Any]:
-        """A few λ unless one is set."""
-        if settings.strength is not None:
-            return [settings]
-        return [dataclasses.replace(settings, strength=value) for value in SELECTED_STRENGTHS]
-
     def start(self, problem: KSpaceProblem, previous: Solver[T] | None = None) -> None:
         """See :class:`Solver`; a previous fit of the same frames hands on its temporal basis and its bases."""
-        settings = self.settings
         self.problem = problem
         self.step = 0
-        weighted = power_weighted(problem, settings.density_power)
-        encoding = FrameEncoding(weighted, self.engine)
-        spectra = torch.stack([point_spread_spectrum(f.points, f.weights, problem.shape, self.engine) for f in encoding.frames])
-        adjoint = encoding.backprojection(density=True)
-        warm = isinstance(previous, SubspaceSolver) and previous.temporal.shape[1] == problem.n_frames
-        if isinstance(previous, SubspaceSolver) and warm:
-            self.temporal, self.singular = previous.temporal, previous.singular
+        known = previous if isinstance(previous, SubspaceSolver) and previous.temporal.shape[1] == problem.n_frames else None
+        frames = occupied_frames(power_weighted(problem, self.settings.density_power))
+        if known is None:
+            self._find_basis(frames)
         else:
-            series = low_resolution_series(
-                problem, settings.basis_width, settings.basis_strength, settings.basis_steps, settings.basis_coils, self.engine
-            )
-            filled = encoding.occupied
-            times = problem.frame_times
-            # A frame without readouts has only its neighbours to go by.
-            series = interpolate_frames(series[filled], times[filled.cpu()], times)
-            self.temporal, self.singular = temporal_basis(series, settings.rank)
-        self.normal = SubspaceNormal(spectra, encoding.sensitivities, self.temporal)
-        self.target = torch.tensordot(self.temporal.to(adjoint.dtype), adjoint, dims=1)
+            self.temporal, self.singular = known.temporal, known.singular
+        sensitivities = required_sensitivities(problem)
+        spectra = torch.stack([point_spread_spectrum(f.points, f.weights, problem.shape, self.engine) for f in frames])
+        self.normal = SubspaceNormal(spectra, sensitivities, self.temporal)
+        options = NufftOptions(self.engine, cartesian=problem.cartesian)
+        self.target = subspace_backprojection(frames, sensitivities, self.temporal, options)
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(self.target.shape, dtype=torch.complex64, generator=generator).to(problem.device)
-        self.lipschitz = 1.1 * largest_eigenvalue(self.normal, noise)
-        self.bases = torch.zeros_like(self.target)
-        if isinstance(previous, SubspaceSolver) and warm and previous.bases.shape == self.target.shape:
-            self.bases = previous.bases.clone()
+        self.lipschitz = 1.1 * largest_eigenvalue(self.normal, noise, _POWER_ITERATIONS)
+        taken = known is not None and known.bases.shape == self.target.shape
+        self.bases = known.bases.clone() if known is not None and taken else torch.zeros_like(self.target)
 
-    def thresholds(self) -> Tensor:
-        """λ of every basis in the units of the right-hand side, float32 ``[K]``: weak bases hold more aliasing than signal."""
-        strength = SELECTED_STRENGTHS[1] if self.settings.strength is None else self.settings.strength
-        largest = self.singular[: self.temporal.shape[0]].clamp_min(1e-12 * float(self.singular[0].clamp_min(1e-30)))
-        second = largest[min(1, largest.shape[0] - 1)]
-        growth = (second / largest).clamp(max=_LARGEST_RATIO).pow(self.settings.strength_power)
-        out = strength * growth
-        out[0] = self.settings.static_strength
-        return out.to(self.target.device) * float(self.target.abs().max())
+    def start_beside(self, other: Solver[T]) -> None:
+        """See :class:`Solver`; shares basis, Gram operator and right-hand side where they are made in the same way."""
+        shared = [field.name for field in dataclasses.fields(SubspaceSettings) if field.name not in _OF_THE_FIT]
+        same = all(getattr(self.settings, name) == getattr(other.settings, name) for name in shared)
+        if not isinstance(other, SubspaceSolver) or not same:
+            super().start_beside(other)
+            return
+        self.problem, self.step = other.problem, 0
+        self.temporal, self.singular = other.temporal, other.singular
+        self.normal, self.target, self.lipschitz = other.normal, other.target, other.lipschitz
+        self.bases = torch.zeros_like(self.target)
+
+    def _find_basis(self, frames: Sequence[FrameSamples]) -> None:
+        """V from the low-resolution series."""
+        settings = self.settings
+        series = low_resolution_series(
+            self.problem, settings.basis_width, settings.basis_strength, settings.basis_steps, settings.basis_coils, self.engine
+        )
+        filled = torch.tensor([t for t, f in enumerate(frames) if f.points.shape[0]])
+        times = self.problem.frame_times
+        # A frame without readouts has only its neighbours to go by.
+        complete = interpolate_frames(series[filled.to(series.device)], times[filled], times)
+        self.temporal, self.singular = temporal_basis(complete, settings.rank)
 
     def images(self, times: Tensor | None = None) -> ImageSeries:
         """See :class:`Solver`; between frames V is interpolated linearly."""

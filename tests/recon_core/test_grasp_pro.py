@@ -11,10 +11,9 @@ import torch
 from recon_core.calibration import calibrate
 from recon_core.calibration.temporal_basis import low_resolution_series, power_weighted, temporal_basis
 from recon_core.problem import KSpaceProblem
-from recon_core.solvers.grasp_pro import GraspPro
-from recon_core.solvers.subspace import SubspaceSettings
+from recon_core.solvers.grasp_pro import GraspPro, GraspProSettings
 
-SMALL = SubspaceSettings(rank=5, steps=40, strength=1e-4, basis_width=20, basis_coils=3)
+SMALL = GraspProSettings(rank=5, steps=40, strength=1e-4, basis_width=20, basis_coils=3)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def errors(images: torch.Tensor, truth: torch.Tensor) -> tuple[float, float]:
     return float((aligned - truth).norm() / truth.norm()), float(dynamic.norm() / (truth - truth.mean(0)).norm())
 
 
-def fit(problem: KSpaceProblem, settings: SubspaceSettings, previous: GraspPro | None = None) -> GraspPro:
+def fit(problem: KSpaceProblem, settings: GraspProSettings, previous: GraspPro | None = None) -> GraspPro:
     solver = GraspPro(settings)
     solver.start(problem, previous)
     while not solver.done:

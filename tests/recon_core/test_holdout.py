@@ -117,7 +117,7 @@ FITS = [
 def select(cls: type[Solver[Any]], candidates: list[Any], problem: KSpaceProblem) -> tuple[Trace, list[dict[str, Any]]]:
     traced_class, trace = traced(cls)
     settings = ReconstructionSettings(coils=2, holdout=0.1, device="cpu")
-    _, tried = _select(traced_class, candidates, problem, settings, "finufft", None)
+    _, tried = _select(traced_class, candidates[0], candidates, problem, settings, "finufft", None)
     return trace, tried
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recon_core.operators.nufft import Nufft
-from recon_core.operators.toeplitz import SubspaceNormal, ToeplitzNormal, ifft_crop, mix, pad_fft, point_spread_spectrum, subspace_kernel
+from recon_core.operators.toeplitz import SubspaceNormal, ToeplitzNormal, ifft_crop, mix_, pad_fft, point_spread_spectrum, subspace_kernel
 
 GOLDEN = math.pi * (math.sqrt(5) - 1) / 2
 CASES = [
@@ -152,9 +152,11 @@ def test_subspace_with_the_identity_is_frame_wise() -> None:
 def test_kernel_and_mix_against_einsum() -> None:
     spectra, temporal = torch.randn(4, 3, 5), torch.randn(2, 4)
     kernel = subspace_kernel(spectra, temporal)
-    torch.testing.assert_close(kernel, torch.einsum("kt,lt,tq->klq", temporal, temporal, spectra.flatten(1)))
-    data = torch.randn(2, 15, dtype=torch.complex64)
-    torch.testing.assert_close(mix(kernel, data), torch.einsum("klq,lq->kq", kernel.to(data.dtype), data))
+    torch.testing.assert_close(kernel, torch.einsum("kt,lt,tq->qkl", temporal, temporal, spectra.flatten(1)))
+    data = torch.randn(2, 3, 15, dtype=torch.complex64)
+    expected = torch.einsum("qkl,lcq->kcq", kernel.to(data.dtype), data)
+    mix_(kernel, data)
+    torch.testing.assert_close(data, expected)
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (3, 4, 5)])

@@ -1,0 +1,217 @@
+"""Our own method: a self-calibrated temporal subspace, locally low rank, joined with a neural field of motion."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recon_core.fields.motion import MotionField
+from recon_core.operators.frames import FrameSamples
+from recon_core.operators.low_rank import LocallyLowRank
+from recon_core.operators.phase import smooth_phase
+from recon_core.operators.proximal import Fista, SpatialTv
+from recon_core.options import option
+from recon_core.problem import ImageSeries, KSpaceProblem
+from recon_core.solvers.base import Solver, interpolate_frames
+from recon_core.solvers.subspace import SubspaceSettings, SubspaceSolver
+
+STRENGTHS = (0.024, 0.016, 0.011)
+FIELD_SHARES = (0.0, 0.35)
+_DUAL_STEPS = 3
+_AVERAGED = 8
+# Power iteration ends a few per cent low, and the momentum of FISTA bears steps of up to 4/3 of the inverse of the largest eigenvalue.
+_LIPSCHITZ_SHARE = 0.8
+_EVALUATED_FRAMES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class SubspaceInrSettings(SubspaceSettings):
+    """Settings of :class:`SubspaceInr`."""
+
+    rank: int = option(24, "temporal components K", low=1, high=128)
+    steps: int = option(36, "proximal gradient steps on the bases", low=1, high=10_000)
+    strength: float | None = option(
+        None, "threshold of a block's singular values, relative to the largest adjoint magnitude; auto: held-out", low=0.0
+    )
+    continuation: float = option(5.0, "threshold of the first step over that of the last third", low=1.0, high=1e3)
+    block: int = option(8, "pixels of a block along every axis", low=2, high=64)
+    imaginary: float = option(2.0, "threshold of the imaginary parts, relative to that of the real ones", low=0.0, high=1e3)
+    weak_power: float = option(0.2, "a weak basis is scaled by its singular value over the second one to this power", low=0.0, high=1.0)
+    field: float | None = option(None, "share of the motion field in the images; auto: held-out", low=0.0, high=1.0)
+    field_steps: int = option(160, "Adam steps of the motion field", low=1, high=100_000)
+    field_batch: int = option(8, "frames in one of these steps", low=1, high=100_000)
+    canonical: int = option(4, "canonical images L of the motion field", low=1, high=32)
+    courses: int = option(6, "courses of motion J", low=1, high=64)
+
+
+class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
+    """``d_t = (1 − a) Σ_k V_kt U_k + a f(x, t)``: explicit bases U that are locally low rank, and a field f of motion fitted to them.
+
+    U by accelerated proximal gradient steps on the K×K Toeplitz form, in maps that carry the object's smooth phase, so that U is nearly
+    real. The field sees no k-space: canonical images moved by a neural displacement field cannot follow what is left of aliasing, which
+    does not move with the tissue.
+
+    Attributes:
+        field: the motion field once it is being fitted.
+    """
+
+    name = "subspace_inr"
+    Settings = SubspaceInrSettings
+    check_every = 0
+    field: MotionField | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """Steps on the bases, then on the field."""
+        return self.settings.steps + (self.settings.field_steps if self.share > 0 else 0)
+
+    @property
+    def share(self) -> float:
+        """Share of the field in the images."""
+        return FIELD_SHARES[-1] if self.settings.field is None else self.settings.field
+
+    @classmethod
+    def candidates(cls, settings: SubspaceInrSettings, problem: KSpaceProblem) -> list[Any]:
+        """A few thresholds unless one is set; without the field, which comes to the best of them."""
+        if settings.strength is not None:
+            return [settings]
+        field = 0.0 if settings.field is None else settings.field
+        return [dataclasses.replace(settings, strength=value, field=field) for value in STRENGTHS]
+
+    @classmethod
+    def refinements(cls, settings: SubspaceInrSettings, asked: SubspaceInrSettings) -> list[Any]:
+        """The share of the field unless it is set."""
+        return [] if asked.field is not None else [dataclasses.replace(settings, field=value) for value in FIELD_SHARES]
+
+    def start(self, problem: KSpaceProblem, previous: Solver[SubspaceInrSettings] | None = None) -> None:
+        """See :class:`SubspaceSolver`."""
+        super().start(problem, previous)
+        self.phase = smooth_phase(self.target[0])
+        self.normal.sensitivities = self.normal.sensitivities * self.phase
+        self.aligned = self.target * self.phase.conj()
+        self._restart()
+
+    def start_beside(self, other: Solver[SubspaceInrSettings]) -> None:
+        """See :class:`SubspaceSolver`; a fit that differs in the field only goes on from the other's bases."""
+        super().start_beside(other)
+        assert isinstance(other, SubspaceInr)
+        self.phase, self.aligned = other.phase, other.aligned
+        self._restart()
+        if other.step >= other.settings.steps and dataclasses.replace(other.settings, field=self.settings.field) == self.settings:
+            self.bases = other.bases
+            self.step = self.settings.steps
+
+    def _restart(self) -> None:
+        self.warm = bool(self.bases.any())
+        self.low_rank = LocallyLowRank(self.target.shape, self.settings.block, self.seed)
+        self.variation = SpatialTv(self.target[:1].shape, _DUAL_STEPS, self.target.device)
+        self.fista = Fista(self.bases * self.phase.conj())
+        self.total = torch.zeros_like(self.target)
+        self.field = None
+        self.cost: float | None = None
+
+    def _find_basis(self, frames: Sequence[FrameSamples]) -> None:
+        super()._find_basis(frames)
+        second = self.singular[min(1, len(self.singular) - 1)].clamp_min(1e-30)
+        scale = (self.singular / second).clamp(1e-2, 1.0).pow(self.settings.weak_power)
+        # A weak component, which holds more aliasing than signal, is damped by its scale; and it would otherwise dictate the step.
+        self.temporal = self.temporal * scale[:, None]
+
+    def _update(self) -> None:
+        if self.step < self.settings.steps:
+            self._update_bases()
+        else:
+            self._update_field()
+
+    def _limit(self) -> float:
+        """Threshold of singular values, in units of the right-hand side."""
+        settings = self.settings
+        strength = STRENGTHS[1] if settings.strength is None else settings.strength
+        left = max(0.0, 1 - self.step / (0.7 * settings.steps))
+        return strength * (1.0 if self.warm else settings.continuation**left) * float(self.target.abs().max())
+
+    def _update_bases(self) -> None:
+        settings = self.settings
+        lipschitz = _LIPSCHITZ_SHARE * self.lipschitz
+        ahead = self.fista.ahead
+        point = ahead - (self.normal(ahead) - self.aligned) / lipschitz
+        largest = float(self.target.abs().max())
+        static = torch.full((1,), settings.static_strength * largest / lipschitz, device=point.device)
+        new = self.variation(point[:1], static)
+        if len(point) > 1:
+            limit = self._limit() / lipschitz
+            new = torch.cat([new, self.low_rank(point[1:], limit, settings.imaginary * limit)])
+        self.fista.accept(new)
+        averaged = min(_AVERAGED, settings.steps)
+        # The grid of blocks is another one in every step: their mean shows none.
+        if self.step >= settings.steps - averaged:
+            self.total += new / averaged
+        self.bases = (self.total if self.step == settings.steps - 1 else new) * self.phase
+
+    def _start_field(self) -> None:
+        """Canonical images begin as the time average; courses are the leading temporal components, contrast's first one constant."""
+        settings = self.settings
+        self.courses = self.temporal - self.temporal.mean(1, keepdim=True)
+        self.courses = self.courses / self.courses.std(1, keepdim=True, unbiased=False).clamp_min(1e-6)
+        steady = torch.ones_like(self.courses[:1])
+        self.contrast = torch.cat([steady, self.courses[1 : settings.canonical]])
+        mean = torch.tensordot(self.temporal.mean(1).to(self.bases.dtype), self.bases, dims=1)
+        self.peak = float(mean.abs().max()) or 1.0
+        canonical = torch.zeros((len(self.contrast), *mean.shape), dtype=mean.dtype, device=mean.device)
+        canonical[0] = mean / self.peak
+        self.field = MotionField(canonical, self.courses[: settings.courses], self.contrast, self.seed)
+        groups = [
+            {"params": list(self.field.encoding.parameters()), "lr": 0.1},
+            {"params": [self.field.mixing, self.field.canonical], "lr": 0.02},
+        ]
+        self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        schedule = [0.5 * (1 + math.cos(math.pi * i / settings.field_steps)) for i in range(settings.field_steps + 1)]
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda i: schedule[i])
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.queue: list[int] = []
+
+    def _update_field(self) -> None:
+        if self.field is None:
+            self._start_field()
+        assert self.field is not None
+        count = self.problem.n_frames
+        wanted = min(self.settings.field_batch, count)
+        if len(self.queue) < wanted:
+            self.queue += torch.randperm(count, generator=self.generator).tolist()
+        batch, self.queue = torch.tensor(self.queue[:wanted], device=self.bases.device), self.queue[wanted:]
+        with torch.no_grad():
+            shown = torch.tensordot(self.temporal[:, batch].T.to(self.bases.dtype), self.bases, dims=1) / self.peak
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = (self.field(batch) - shown).abs().square().mean()
+        loss.backward()
+        self.optimiser.step()
+        self.schedule.step()
+        self.cost = float(loss.detach())
+
+    def objective(self) -> float | None:
+        """Mean squared difference of the field from the explicit frames in the last step; None before it is fitted."""
+        return self.cost
+
+    @torch.no_grad()
+    def images(self, times: Tensor | None = None) -> ImageSeries:
+        """See :class:`SubspaceSolver`; the field's courses are interpolated linearly, too."""
+        series = super().images(times)
+        if self.field is None:
+            return series
+        frame_times = self.problem.frame_times
+        courses = interpolate_frames(self.courses.T, frame_times, series.times).T
+        contrast = interpolate_frames(self.contrast.T, frame_times, series.times).T
+        images = series.images
+        for first in range(0, len(images), _EVALUATED_FRAMES):
+            part = slice(first, first + _EVALUATED_FRAMES)
+            moved = self.field.at(courses[: self.settings.courses, part], contrast[:, part]) * self.peak
+            images[part] = (1 - self.share) * images[part] + self.share * moved
+        return dataclasses.replace(series, images=images)
+
+
+SOLVER = SubspaceInr

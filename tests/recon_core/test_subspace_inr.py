@@ -1,0 +1,225 @@
+"""The subspace solver with a field of motion, its low-rank proximal map and its field."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import ModuleType
+
+import pytest
+import torch
+
+from recon_core.calibration import calibrate
+from recon_core.calibration.holdout import held_out_readouts
+from recon_core.fields.motion import MotionField
+from recon_core.operators.low_rank import LocallyLowRank
+from recon_core.operators.phase import smooth_phase
+from recon_core.problem import KSpaceProblem
+from recon_core.reconstruct import ReconstructionSettings, reconstruct
+from recon_core.solvers.subspace_inr import FIELD_SHARES, STRENGTHS, SubspaceInr, SubspaceInrSettings
+
+SMALL = SubspaceInrSettings(rank=6, steps=40, strength=0.015, basis_width=20, basis_coils=3, field=0.35, field_steps=60, field_batch=6)
+
+
+@pytest.fixture(scope="module")
+def scan(toy: ModuleType) -> tuple[KSpaceProblem, torch.Tensor]:
+    problem, truth = toy.toy_problem(n_frames=36, per_frame=3, noise=0.005)
+    return calibrate(problem, 3)[0], truth
+
+
+@pytest.fixture(scope="module")
+def fitted(scan: tuple[KSpaceProblem, torch.Tensor]) -> SubspaceInr:
+    return fit(scan[0], SMALL)
+
+
+def fit(problem: KSpaceProblem, settings: SubspaceInrSettings) -> SubspaceInr:
+    solver = SubspaceInr(settings)
+    solver.start(problem)
+    while not solver.done:
+        solver.update()
+    return solver
+
+
+def errors(images: torch.Tensor, truth: torch.Tensor) -> tuple[float, float]:
+    """Relative error, and that of the deviation from the time mean, after one phase a pixel and one scale."""
+    aligned = images * torch.exp(-1j * (images * truth.conj()).sum(0).angle())
+    aligned = aligned * ((truth.conj() * aligned).real.sum() / aligned.abs().square().sum())
+    dynamic = (aligned - truth) - (aligned - truth).mean(0)
+    return float((aligned - truth).norm() / truth.norm()), float(dynamic.norm() / (truth - truth.mean(0)).norm())
+
+
+# ---- blocks
+
+
+@pytest.mark.parametrize(("shape", "block"), [((5, 13, 18), 4), ((3, 9, 7), 8), ((4, 6, 5, 9), 3)])
+def test_blocks_come_back_in_their_places(shape: tuple[int, ...], block: int) -> None:
+    """Without a threshold the map is the identity, wherever the grid of blocks lies."""
+    prox = LocallyLowRank(shape, block)
+    bases = torch.randn(shape, dtype=torch.complex64)
+    for _ in range(5):
+        torch.testing.assert_close(prox(bases, 0.0, 0.0), bases, rtol=1e-4, atol=1e-5)
+
+
+def test_singular_values_are_shrunk() -> None:
+    """One block that is the whole image: σ (1 − (τ/σ)²) by an SVD, imaginary parts by their own threshold."""
+    bases = torch.randn(3, 6, 5, dtype=torch.complex64)
+    prox = LocallyLowRank(bases.shape, 100)
+    expected = []
+    for part, limit in ((bases.real, 3.0), (bases.imag, 5.0)):
+        u, values, v = torch.linalg.svd(part.flatten(1).T, full_matrices=False)
+        kept = values * (1 - (limit / values) ** 2).clamp_min(0)
+        expected.append((u * kept @ v).T.reshape(bases.shape))
+    # Only an unshifted grid holds the image in one block: one call in thirty.
+    for _ in range(400):
+        result = prox(bases, 3.0, 5.0)
+        if torch.allclose(result, torch.complex(*expected), rtol=1e-3, atol=1e-4):
+            return
+    raise AssertionError("no grid of blocks held the whole image")
+
+
+def test_strong_threshold_leaves_nothing() -> None:
+    bases = torch.randn(4, 9, 8, dtype=torch.complex64)
+    assert not LocallyLowRank(bases.shape, 4)(bases, 1e6, 1e6).any()
+
+
+# ---- phase
+
+
+def test_smooth_phase_is_found() -> None:
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 40), torch.linspace(-1, 1, 54), indexing="ij")
+    phase = 1.2 * x - 0.7 * y + 0.4 * x * y
+    magnitude = 1 + 0.2 * torch.rand(40, 54)
+    found = smooth_phase(torch.polar(magnitude, phase))
+    torch.testing.assert_close(found.abs(), torch.ones(40, 54))
+    inner = (slice(6, -6), slice(6, -6))
+    assert float((found * torch.polar(torch.ones_like(phase), -phase))[inner].angle().abs().max()) < 0.2
+
+
+# ---- field
+
+
+def test_field_at_rest_shows_its_canonical_images() -> None:
+    canonical = torch.randn(2, 11, 8, dtype=torch.complex64)
+    contrast = torch.stack([torch.ones(5), torch.arange(5.0)])
+    field = MotionField(canonical, torch.randn(3, 5), contrast)
+    with torch.no_grad():
+        field.mixing.zero_()
+        images = field(torch.tensor([0, 3]))
+    torch.testing.assert_close(images[0], canonical[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(images[1], canonical[0] + 3 * canonical[1], rtol=1e-4, atol=1e-5)
+
+
+def test_displacement_is_in_pixels_along_x_then_y() -> None:
+    canonical = torch.randn(1, 12, 9, dtype=torch.complex64)
+    field = MotionField(canonical, torch.tensor([[1.0, 2.0]]), torch.ones(1, 2))
+    shift = torch.tensor([1.0, 2.0])
+    field.displacements = lambda: shift.expand(1, 12, 9, 2)  # type: ignore[method-assign]
+    images = field(torch.tensor([0, 1]))
+    torch.testing.assert_close(images[0, :-2, :-1], canonical[0, 2:, 1:], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(images[1, :-4, :-2], canonical[0, 4:, 2:], rtol=1e-3, atol=1e-4)
+
+
+def test_field_has_gradients_everywhere() -> None:
+    field = MotionField(torch.randn(2, 7, 6, dtype=torch.complex64), torch.randn(2, 4), torch.ones(2, 4))
+    field(torch.arange(4)).abs().square().sum().backward()
+    for name, weights in field.named_parameters():
+        assert weights.grad is not None, name
+        assert bool(torch.isfinite(weights.grad).all()), name
+        assert bool(weights.grad.any()), name
+
+
+def test_field_follows_a_moving_object() -> None:
+    """A blob on a circular path: the field must move its canonical image, which alone leaves the path unexplained."""
+    y, x = torch.meshgrid(torch.arange(24.0), torch.arange(30.0), indexing="ij")
+    angle = torch.arange(16) * (2 * torch.pi / 16)
+    courses = torch.stack([angle.cos(), angle.sin()])
+    frames = torch.stack([torch.exp(-((x - 14 - 3 * a.cos()) ** 2 + (y - 11 - 3 * a.sin()) ** 2) / 12) for a in angle]) + 0j
+    field = MotionField(frames.mean(0, keepdim=True), courses, torch.ones(1, 16))
+    optimiser = torch.optim.Adam(field.parameters(), lr=0.03)
+    still = float((frames - frames.mean(0)).abs().square().mean())
+    for _ in range(150):
+        optimiser.zero_grad()
+        loss = (field(torch.arange(16)) - frames).abs().square().mean()
+        loss.backward()
+        optimiser.step()
+    assert float(loss.detach()) < 0.05 * still
+
+
+# ---- solver
+
+
+def test_recovers_the_motion(fitted: SubspaceInr, scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
+    static, dynamic = errors(fitted.images().images, scan[1])
+    assert static < 0.1
+    assert dynamic < 0.5
+
+
+def test_share_of_the_field(fitted: SubspaceInr) -> None:
+    """Images are the two parts in their shares; the field is close to the frames it was fitted to."""
+    assert fitted.field is not None
+    explicit = torch.tensordot(fitted.temporal.T.to(torch.complex64), fitted.bases, dims=1)
+    with torch.no_grad():
+        field = fitted.field(torch.arange(36)) * fitted.peak
+    torch.testing.assert_close(fitted.images().images, 0.65 * explicit + 0.35 * field, rtol=1e-3, atol=1e-4)
+    moving = explicit - explicit.mean(0)
+    assert float((field - explicit).norm()) < 0.7 * float(moving.norm())
+
+
+def test_no_field_no_steps_for_it(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
+    bare = dataclasses.replace(SMALL, field=0.0, steps=3)
+    solver = fit(scan[0], bare)
+    assert solver.step == 3
+    assert solver.field is None
+    assert solver.objective() is None
+
+
+def test_fit_beside_another_shares_the_set_up_and_nothing_else(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
+    first = fit(scan[0], dataclasses.replace(SMALL, field=0.0, steps=10))
+    settings = dataclasses.replace(SMALL, field=0.0, steps=10, strength=0.03)
+    beside = SubspaceInr(settings)
+    beside.start_beside(first)
+    assert beside.normal is first.normal
+    while not beside.done:
+        beside.update()
+    torch.testing.assert_close(beside.images().images, fit(scan[0], settings).images().images)
+    other_rank = SubspaceInr(dataclasses.replace(settings, rank=4))
+    other_rank.start_beside(first)
+    assert other_rank.temporal.shape[0] == 4
+
+
+def test_field_beside_goes_on_from_the_bases(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
+    bare = fit(scan[0], dataclasses.replace(SMALL, field=0.0))
+    joined = SubspaceInr(SMALL)
+    joined.start_beside(bare)
+    assert joined.step == SMALL.steps
+    while not joined.done:
+        joined.update()
+    torch.testing.assert_close(joined.images().images, fit(scan[0], SMALL).images().images)
+
+
+def test_threshold_and_share_are_chosen_on_held_out_readouts(toy: ModuleType) -> None:
+    problem, _ = toy.toy_problem(n_frames=36, per_frame=3, noise=0.005)
+    own = {"rank": 5, "steps": 8, "basis_width": 16, "field_steps": 8}
+    report = reconstruct(problem, ReconstructionSettings(solver="subspace_inr", coils=3, device="cpu", holdout=0.1), own).report
+    assert [t["settings"]["strength"] for t in report["tried"][:3]] == list(STRENGTHS)
+    assert [t["settings"]["field"] for t in report["tried"][3:]] == list(FIELD_SHARES)
+    best = min(report["tried"], key=lambda t: t["held_out_error"])
+    assert report["settings"]["strength"] == best["settings"]["strength"]
+    assert report["settings"]["field"] == best["settings"]["field"]
+    assert held_out_readouts(problem, 0.1, 0).any()
+
+
+def test_one_frame_and_one_component(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
+    problem = scan[0]
+    whole = problem.replace(frames=(torch.arange(problem.n_readouts),), frame_times=problem.readout_times.mean()[None])
+    images = fit(whole, dataclasses.replace(SMALL, rank=1, steps=5, field_steps=3)).images().images
+    assert images.shape[0] == 1
+    assert bool(torch.isfinite(torch.view_as_real(images)).all())
+    assert images.abs().max() > 0
+
+
+def test_times_between_frames(fitted: SubspaceInr) -> None:
+    frames = fitted.images()
+    middle = fitted.images((frames.times[3:4] + frames.times[4:5]) / 2).images[0]
+    nearest = torch.stack([frames.images[3], frames.images[4]])
+    assert float((middle - nearest.mean(0)).norm()) < float((nearest[0] - nearest[1]).norm()) + 1e-6
+    torch.testing.assert_close(fitted.images(frames.times[7:9]).images, frames.images[7:9], rtol=1e-3, atol=1e-4)
