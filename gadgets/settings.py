@@ -36,7 +36,7 @@ class ChainSettings:
         solver_settings: the solver settings that were given (name to converted value); the rest keeps the solver's defaults.
     """
 
-    solver: str = option("inmr", "Reconstruction method; `gadgetron-inr chain properties --solver NAME` lists its own settings.")
+    solver: str = option("subspace_inr", "Reconstruction method; `gadgetron-inr chain properties --solver NAME` lists its own settings.")
     readouts_per_frame: int = option(2, "Readouts (spokes, arms, lines) in one frame.", low=1)
     frame_stride: int | None = option(
         None, "Readouts from the start of one frame to the next; auto: `readouts_per_frame`, smaller: a sliding window.", low=1

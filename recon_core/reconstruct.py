@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class ReconstructionSettings:
     """What holds for every solver."""
 
-    solver: str = option("inmr", "solver by name")
+    solver: str = option("subspace_inr", "solver by name")
     coils: int = option(8, "virtual coils kept by SVD compression", low=1, high=256)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     engine: str = option("auto", "NUFFT engine", choices=("auto", "finufft", "cufinufft", "torchkbnufft", "nudft"))

@@ -34,7 +34,7 @@ def test_packaged_chains_are_found_by_name_and_hold_valid_properties():
         assert entry == chain.load(name.removesuffix(".xml")) == chain.load_known(name)
         assert entry.application == "cardiac"
         assert entry.settings() == chain_settings(entry.properties)
-        assert entry.settings().solver == "inmr"
+        assert entry.settings().solver == "subspace_inr"
 
 
 def test_execute_and_connect_forms_differ_only_in_the_form():

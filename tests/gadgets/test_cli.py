@@ -137,7 +137,7 @@ def test_chain_list(capsys: pytest.CaptureFixture[str]):
 def test_chain_check_prints_effective_settings_and_where_they_come_from(tmp_path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "more.yaml"
     file.write_text("holdout: 0.25\n")
-    assert main(["chain", "check", "cardiac", "-s", "coils=3", "-s", "solver.latent=4", "-s", f"settings={file}"]) == 0
+    assert main(["chain", "check", "cardiac", "-s", "coils=3", "-s", "solver=inmr", "-s", "solver.latent=4", "-s", f"settings={file}"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("cardiac.xml: OK, execute form")
     rows = {cells[1]: cells[2:5] for line in out.splitlines() if len(cells := [c.strip() for c in line.split("│")]) > 5}

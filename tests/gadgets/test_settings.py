@@ -43,7 +43,7 @@ def test_texts_of_a_chain_become_typed_values():
 def test_nothing_given_gives_the_defaults_and_auto_is_none():
     settings = chain_settings({})
     assert settings == ChainSettings()
-    assert settings.solver == "inmr"
+    assert settings.solver == "subspace_inr"
     assert settings.solver_settings == {}
     assert settings.frame_stride is None
     assert settings.stride == settings.readouts_per_frame == 2
