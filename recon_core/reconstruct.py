@@ -213,7 +213,7 @@ def reconstruct(
     candidates = cls.candidates(chosen, problem)
     limit: int | None = None
     tried: list[dict[str, Any]] = []
-    selecting = settings.holdout > 0 and (len(candidates) > 1 or cls.check_every > 0 or bool(cls.refinements(chosen, chosen)))
+    selecting = settings.holdout > 0 and (len(candidates) > 1 or cls.check_every > 0 or bool(cls.refinements(candidates[0], chosen)))
     if selecting:
         choice, tried = _select(cls, chosen, candidates, problem, settings, engine, progress)
         chosen, limit = choice.settings, choice.limit

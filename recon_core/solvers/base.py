@@ -80,7 +80,7 @@ class Solver(abc.ABC, Generic[S]):
 
     @classmethod
     def refinements(cls, settings: Any, asked: Any) -> list[Any]:
-        """Settings to try once the best of the candidates is known.
+        """Settings to try once the best of the candidates is known; none: it stands.
 
         Args:
             settings: the best candidate.

@@ -20,7 +20,7 @@ from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames
 from recon_core.solvers.subspace import SubspaceSettings, SubspaceSolver
 
-STRENGTHS = (0.024, 0.016, 0.011)
+STRENGTHS = (0.035, 0.02, 0.011)
 FIELD_SHARES = (0.0, 0.35)
 _DUAL_STEPS = 3
 _AVERAGED = 8
@@ -78,10 +78,9 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
     @classmethod
     def candidates(cls, settings: SubspaceInrSettings, problem: KSpaceProblem) -> list[Any]:
         """A few thresholds unless one is set; without the field, which comes to the best of them."""
-        if settings.strength is not None:
-            return [settings]
         field = 0.0 if settings.field is None else settings.field
-        return [dataclasses.replace(settings, strength=value, field=field) for value in STRENGTHS]
+        strengths = STRENGTHS if settings.strength is None else (settings.strength,)
+        return [dataclasses.replace(settings, strength=value, field=field) for value in strengths]
 
     @classmethod
     def refinements(cls, settings: SubspaceInrSettings, asked: SubspaceInrSettings) -> list[Any]:
@@ -91,16 +90,20 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
     def start(self, problem: KSpaceProblem, previous: Solver[SubspaceInrSettings] | None = None) -> None:
         """See :class:`SubspaceSolver`."""
         super().start(problem, previous)
+        self._restart()
+
+    def _set_up(self) -> None:
+        super()._set_up()
         self.phase = smooth_phase(self.target[0])
         self.normal.sensitivities = self.normal.sensitivities * self.phase
         self.aligned = self.target * self.phase.conj()
-        self._restart()
 
     def start_beside(self, other: Solver[SubspaceInrSettings]) -> None:
         """See :class:`SubspaceSolver`; a fit that differs in the field only goes on from the other's bases."""
         super().start_beside(other)
         assert isinstance(other, SubspaceInr)
-        self.phase, self.aligned = other.phase, other.aligned
+        if self.normal is other.normal:
+            self.phase, self.aligned = other.phase, other.aligned
         self._restart()
         if other.step >= other.settings.steps and dataclasses.replace(other.settings, field=self.settings.field) == self.settings:
             self.bases = other.bases
@@ -131,7 +134,7 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
     def _limit(self) -> float:
         """Threshold of singular values, in units of the right-hand side."""
         settings = self.settings
-        strength = STRENGTHS[1] if settings.strength is None else settings.strength
+        strength = STRENGTHS[-1] if settings.strength is None else settings.strength
         left = max(0.0, 1 - self.step / (0.7 * settings.steps))
         return strength * (1.0 if self.warm else settings.continuation**left) * float(self.target.abs().max())
 
