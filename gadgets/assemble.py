@@ -15,7 +15,7 @@ from gadgets import cartesian, spiral
 from gadgets.binning.by_count import by_count, frame_times
 from gadgets.cartesian import Sampling
 from gadgets.header import Encoding, ScanHeader
-from gadgets.noise import noise_level
+from gadgets.noise import NOISE_ADJUST_LEVEL, arrives_whitened, noise_level
 from gadgets.readouts import Readout, check_uniform
 from gadgets.settings import ChainSettings
 from recon_core.calibration.whitening import whiten
@@ -35,6 +35,7 @@ class Assembled:
         heads: acquisition headers ``[readout]``.
         center_distance: float64 ``[readout]``, smallest |k| of a readout's used samples, cycles per field of view.
         field_of_view: mm, (x, y, z).
+        compressed: a stage before this one has compressed the coils.
         notes: what a reader of the images must know.
     """
 
@@ -42,6 +43,7 @@ class Assembled:
     heads: tuple[ismrmrd.AcquisitionHeader, ...]
     center_distance: NDArray[np.float64]
     field_of_view: tuple[float, float, float]
+    compressed: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -101,8 +103,8 @@ def assemble(
         readouts: its imaging readouts in order of acquisition, at least one.
         times: float64 ``[readout]``, seconds from the scan's first imaging readout.
         header: the scan's header.
-        settings: chain properties (matrix, dimension, frames).
-        whitening: complex64 ``[coil, coil]`` from noise readouts; None: the noise level is guessed from outer k-space.
+        settings: chain properties (matrix, dimension, frames, what was done before).
+        whitening: complex64 ``[coil, coil]`` from noise readouts; None: whitened before, or the noise level is guessed from outer k-space.
         report: gets one line for everything that was decided without being asked for.
 
     Raises:
@@ -122,11 +124,21 @@ def assemble(
         )
     samples = torch.from_numpy(np.ascontiguousarray(sampling.samples))
     if whitening is None:
-        level = noise_level(sampling.samples, sampling.trajectory, sampling.mask)
-        notes.append(f"no noise readouts: noise level {level:.3g} taken from outer k-space, coils not decorrelated")
+        whitened, note = arrives_whitened(sampling.samples, sampling.trajectory, sampling.mask, settings.whitened)
+        level = NOISE_ADJUST_LEVEL if whitened else noise_level(sampling.samples, sampling.trajectory, sampling.mask)
+        if note:
+            notes.append(note)
+        if not whitened:
+            notes.append(f"no noise readouts: noise level {level:.3g} taken from outer k-space, coils not decorrelated")
         samples = samples / level
     else:
         samples = whiten(samples, whitening)
+    fewer = header.channels is not None and samples.shape[0] < header.channels
+    compressed = fewer if settings.compressed is None else settings.compressed
+    if compressed:
+        notes.append(
+            "coils compressed by a stage before this one" + (f": {samples.shape[0]} of {header.channels} channels" if fewer else "")
+        )
     beyond = 1 - sampling.mask.mean()
     if beyond > 0:
         tell(f"{100 * beyond:.1f} % of the samples are discarded or lie beyond the reconstructed resolution and are left out")
@@ -147,7 +159,7 @@ def assemble(
         field_of_view=tuple(reversed(encoding.recon.field_of_view[:dim])),
     )
     distance = np.where(sampling.mask, np.linalg.norm(sampling.trajectory.astype(np.float64), axis=-1), np.inf).min(axis=1)
-    return Assembled(problem, tuple(r.head for r in readouts), distance, encoding.recon.field_of_view, tuple(notes))
+    return Assembled(problem, tuple(r.head for r in readouts), distance, encoding.recon.field_of_view, compressed, tuple(notes))
 
 
 def _silent(_: str) -> None:

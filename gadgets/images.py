@@ -102,6 +102,7 @@ def emit(
     numbering: Numbering,
     scale: Scale | None,
     solver: str,
+    real: bool = False,
 ) -> Iterator[ismrmrd.Image]:
     """Images of one slice or volume, one a frame.
 
@@ -110,8 +111,9 @@ def emit(
         assembled: the problem it was made from.
         header: the scan's header.
         numbering: the scan's running indices.
-        scale: scale of uint16 magnitudes; None sends complex64.
+        scale: scale of uint16 magnitudes; None sends the values themselves.
         solver: its name, for the series description.
+        real: without a scale, send float32 magnitudes instead of complex64.
     """
     frames = series.images.numpy()
     notes = [*assembled.notes, *series.notes]
@@ -119,12 +121,12 @@ def emit(
     for frame, pixels in enumerate(frames):
         head = assembled.heads[representative(assembled, frame)]
         series_index, image_index = numbering.next("images", pixels.shape)
-        data = _stored(pixels, scale)
+        data = _stored(pixels, scale, real)
         fields = _geometry(head, assembled.field_of_view)
         image = ismrmrd.Image.from_array(
             data,
             transpose=False,
-            image_type=ismrmrd.IMTYPE_COMPLEX if scale is None else ismrmrd.IMTYPE_MAGNITUDE,
+            image_type=ismrmrd.IMTYPE_COMPLEX if np.iscomplexobj(data) else ismrmrd.IMTYPE_MAGNITUDE,
             image_series_index=series_index,
             image_index=image_index,
             repetition=frame % _UINT16,
@@ -146,9 +148,9 @@ def representative(assembled: Assembled, frame: int) -> int:
     return int(near[np.argmax(lag <= lag.min() + _SAME_TIME)])
 
 
-def _stored(pixels: NDArray[np.complex64], scale: Scale | None) -> NDArray[Any]:
+def _stored(pixels: NDArray[np.complex64], scale: Scale | None, real: bool) -> NDArray[Any]:
     if scale is None:
-        return np.ascontiguousarray(pixels, dtype=np.complex64)
+        return np.ascontiguousarray(np.abs(pixels) if real else pixels, dtype=np.float32 if real else np.complex64)
     return np.clip(np.rint(np.abs(pixels) / scale.slope), 0, _LARGEST).astype(np.uint16)
 
 

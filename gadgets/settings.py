@@ -20,7 +20,7 @@ SOLVER_PREFIX = "solver."
 """Properties of this prefix are settings of the solver."""
 
 ENGINES = ("auto", "finufft", "cufinufft", "torchkbnufft", "nudft")
-IMAGE_TYPES = ("magnitude", "complex")
+IMAGE_TYPES = ("magnitude", "float", "complex")
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _YAML_SOLVER = "solver_settings"
@@ -52,11 +52,18 @@ class ChainSettings:
     holdout: float = option(0.05, "Share of readouts withheld to choose regularisation and stopping.", low=0.0, high=0.5)
     image_type: str = option(
         "magnitude",
-        "What leaves the chain: magnitude (uint16, value = pixel · `RescaleSlope`) or complex (complex64).",
+        "What leaves the chain: magnitude (uint16, value = pixel · `RescaleSlope`), float (magnitude, float32) or complex (complex64).",
         choices=IMAGE_TYPES,
     )
     send_latents: bool = option(True, "Send what the manifold learned (principal components of the latents) as a second image series.")
     discard_readouts: int = option(0, "Imaging readouts left out at the start of the scan (approach to steady state).", low=0)
+    whitened: bool | None = option(
+        None, "Whether a stage before this one whitens (Gadgetron's NoiseAdjust); auto: where outer k-space shows what such a stage leaves."
+    )
+    compressed: bool | None = option(
+        None,
+        "Whether a stage before this one compresses coils, so that `coils` does not; auto: where fewer channels arrive than announced.",
+    )
     time_tick_ms: float = option(2.5, "One tick of `acquisition_time_stamp`.", low=0.001, high=1e6, unit="ms")
     settings: str = option("", "YAML file of further settings, relative to the working directory of the process that reconstructs.")
     solver_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)

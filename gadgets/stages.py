@@ -106,11 +106,21 @@ def keep_noise(
             yield number, acquisition
 
 
-def admitted(readouts: Iterable[tuple[int, ismrmrd.Acquisition]], header: ScanHeader, discard: int = 0) -> Iterator[Readout]:
-    """Imaging readouts checked against the header, without the first ``discard`` of the scan."""
+def admitted(
+    readouts: Iterable[tuple[int, ismrmrd.Acquisition]], header: ScanHeader, discard: int = 0, compressed: bool | None = None
+) -> Iterator[Readout]:
+    """Imaging readouts checked against the header, without the first ``discard`` of the scan.
+
+    A stage before this one may have compressed the coils, which the header does not tell: all readouts then have the channels of the
+    first, unless ``compressed`` is False.
+    """
+    channels: int | None = None
     for position, (number, acquisition) in enumerate(readouts):
-        if position >= discard:
-            yield admit(acquisition, number, header)
+        if position < discard:
+            continue
+        if position == discard and compressed is not False and acquisition.active_channels < (header.channels or 0):
+            channels = acquisition.active_channels
+        yield admit(acquisition, number, header, channels)
 
 
 def buffer(readouts: Iterable[Readout], header: ScanHeader, tick: float, report: Report) -> Iterator[Group]:
@@ -146,7 +156,9 @@ def assembled(
     """Whitened problems, one a group."""
     for group in groups:
         first = group.readouts[0]
-        whitening = noise.matrix(first.samples.shape[0], float(first.head.sample_time_us), header.noise_bandwidth)
+        whitening = None
+        if not settings.whitened:
+            whitening = noise.matrix(first.samples.shape[0], float(first.head.sample_time_us), header.noise_bandwidth)
         made = assemble(group.readouts, group.times, header, settings, whitening, report)
         problem = made.problem
         report(
@@ -173,7 +185,9 @@ def reconstructed(
         **{f.name: getattr(settings, f.name) for f in dataclasses.fields(ReconstructionSettings)}  # same names in both records
     )
     for group, made in problems:
-        result = method(made.problem, common, dict(settings.solver_settings), report)
+        # All that a compression before this one has left is used.
+        coils = made.problem.n_coils if made.compressed else common.coils
+        result = method(made.problem, dataclasses.replace(common, coils=coils), dict(settings.solver_settings), report)
         seconds = result.report.get("seconds", {}).get("total")
         took = "" if seconds is None else f" in {seconds:.1f} s"
         report(f"{settings.solver}: {made.problem.n_frames} frames reconstructed{took}")
@@ -207,7 +221,7 @@ def run(
     tell = report or _log
     header = parse(header_text)
     tally, noise = Tally(), NoiseReadouts()
-    imaging = admitted(keep_noise(sort(items, tally), noise), header, settings.discard_readouts)
+    imaging = admitted(keep_noise(sort(items, tally), noise), header, settings.discard_readouts, settings.compressed)
     groups = buffer(_told_at_end(imaging, tally, settings, tell), header, settings.time_tick_ms / 1000, tell)
     problems = assembled(groups, header, settings, noise, tell)
     numbering = Numbering()
@@ -218,7 +232,7 @@ def run(
             too_bright = clipped(series, scale)
             if too_bright:
                 tell(f"{too_bright} pixels exceed the scale of the image series and are clipped")
-        yield from emit(series, made, header, numbering, scale, settings.solver)
+        yield from emit(series, made, header, numbering, scale, settings.solver, real=settings.image_type != "complex")
         latents = latent_image(series, made, numbering, settings.solver) if settings.send_latents else None
         if latents is not None:
             yield latents
@@ -239,6 +253,8 @@ def _told_at_end(readouts: Iterable[Readout], tally: Tally, settings: ChainSetti
         report(f"readouts left out: {left_out}")
     if settings.discard_readouts and kept:
         report(f"first {settings.discard_readouts} imaging readouts left out (discard_readouts)")
+    if settings.whitened and tally.kinds[Kind.NOISE]:
+        report(f"{tally.kinds[Kind.NOISE]} noise readouts not used: the chain says that the samples are whitened")
     if tally.waveforms:
         report(f"{tally.waveforms} waveforms received and not used")
     if not kept:
