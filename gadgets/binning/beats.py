@@ -11,8 +11,8 @@ from scipy.signal import find_peaks
 
 from recon_core.errors import DataError
 
-SHORTEST, LONGEST = 0.3, 2.0
-"""Seconds of a beat, 200 to 30 a minute."""
+SHORTEST, LONGEST = 0.3, 1.5
+"""Seconds of a beat, 200 to 40 a minute."""
 
 # Shares of the beats around: what is shorter may be split by a spurious trigger, what is longer holds missed ones. Between them lie early
 # beats and the pauses after them.

@@ -19,7 +19,7 @@ _ORDER = 2
 def heartbeats(centre: NDArray[np.complex64], times: NDArray[np.float64]) -> NDArray[np.float64]:
     """Moments of the heartbeats (one fixed point of every beat, not the R wave), seconds.
 
-    The leading principal component over coils of what varies at 0.5 Hz to 3.3 Hz; its waves are the beats.
+    The leading principal component over coils of what varies at 0.67 Hz to 3.3 Hz; its waves are the beats.
 
     Args:
         centre: ``[coil, readout]``, samples at k = 0.
