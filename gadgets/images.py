@@ -129,17 +129,27 @@ def emit(
             image_type=ismrmrd.IMTYPE_COMPLEX if np.iscomplexobj(data) else ismrmrd.IMTYPE_MAGNITUDE,
             image_series_index=series_index,
             image_index=image_index,
-            repetition=frame % _UINT16,
-            **fields,
+            **{**fields, **_counters(assembled, frame)},
         )
         image.meta = _meta(head, header, notes, solver, scale, float(times[frame]))
         yield image
 
 
+def _counters(assembled: Assembled, frame: int) -> dict[str, int]:
+    """Cardiac phase where frames are gated, repetition (respiratory state, or the number of a real-time frame)."""
+    repetition = frame if assembled.repetitions is None else int(assembled.repetitions[frame])
+    phase = {} if assembled.phases is None else {"phase": int(assembled.phases[frame])}
+    return {"repetition": repetition % _UINT16, **phase}
+
+
 def representative(assembled: Assembled, frame: int) -> int:
-    """The readout whose header a frame's image inherits: nearest the k-space centre, then nearest in time, then the earlier."""
+    """The readout whose header a frame's image inherits: nearest the k-space centre, then nearest in time, then the earlier.
+
+    A gated frame without a readout inherits from the nearest frame that has some.
+    """
     problem = assembled.problem
-    readouts = problem.frames[frame].numpy()
+    occupied = [t for t, readouts in enumerate(problem.frames) if readouts.numel()]
+    readouts = problem.frames[min(occupied, key=lambda t: abs(t - frame))].numpy()
     distance = assembled.center_distance[readouts]
     # Half a cycle apart is the same line; every spoke and arm crosses the centre.
     near = readouts[distance <= distance.min() + 0.5]

@@ -21,6 +21,8 @@ SOLVER_PREFIX = "solver."
 
 ENGINES = ("auto", "finufft", "cufinufft", "torchkbnufft", "nudft")
 IMAGE_TYPES = ("magnitude", "float", "complex")
+FRAMINGS = ("count", "order", "counters", "gated")
+GATINGS = ("ecg", "pulse", "stamps", "self")
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _YAML_SOLVER = "solver_settings"
@@ -41,6 +43,22 @@ class ChainSettings:
     frame_stride: int | None = option(
         None, "Readouts from the start of one frame to the next; auto: `readouts_per_frame`, smaller: a sliding window.", low=1
     )
+    framing: str = option(
+        "count",
+        "What makes a frame: count (`readouts_per_frame`), order (Cartesian phase encoding starts again), counters (the scanner's "
+        "repetition and phase), gated (`cardiac_phases` × `respiratory_phases`).",
+        choices=FRAMINGS,
+    )
+    gating: str = option(
+        "ecg",
+        "Heartbeats of framing=gated: ecg or pulse waveform, stamps (`physiology_time_stamp` of the readouts), self (k-space centre).",
+        choices=GATINGS,
+    )
+    cardiac_phases: int = option(20, "Frames of a heartbeat, framing=gated.", low=1, high=1000)
+    respiratory_phases: int = option(
+        1, "Respiratory states, equally many readouts each, framing=gated; 1: breathing is ignored.", low=1, high=64
+    )
+    respiration: str = option("belt", "Breathing of framing=gated: belt (waveform) or self (k-space centre).", choices=("belt", "self"))
     matrix: tuple[int, ...] | None = option(
         None, "Image matrix: one number for every axis, or `nx,ny` or `nx,ny,nz`; auto: the header's reconSpace.", low=2
     )

@@ -10,15 +10,14 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
+from gadgets.header import Space
 from gadgets.scanfile import Truth, write_scan, write_truth
+from gadgets.waveforms import ECG, RESPIRATION
 from recon_core.phantoms.cardiac import PHANTOM_VERSION, CardiacScan
 from recon_core.trajectories import resolution_limit
 
 TICK = 2.5e-3
 """Seconds a time-stamp tick, as on Siemens scanners."""
-
-ECG, RESPIRATION = 0, 2
-"""Waveform ids as Siemens scanners use them."""
 
 _START = 15 * 3600.0  # s since midnight
 _THICKNESS = 8.0
@@ -70,24 +69,30 @@ def store(path: str | Path, scan: CardiacScan, where: Slice | None = None) -> No
     write_truth(path, Truth(scan.truth, scan.moving, scan.frame_times, PHANTOM_VERSION))
 
 
-def encoded_space(scan: CardiacScan) -> tuple[int, float]:
-    """Pixels and field of view (mm) of the square encoded space.
+def encoded_space(scan: CardiacScan) -> Space:
+    """Pixels and field of view of the encoded space, axes (x, y, z).
 
-    A pixel is the finer axis' pixel; spokes encode as many as they have samples, hence an oversampled field of view.
+    Cartesian lines encode the field of view, oversampled along the line. Else the space is square, a pixel is the finer axis' pixel; spokes
+    encode as many as they have samples, hence an oversampled field of view.
     """
     settings = scan.settings
+    (ny, nx), (fy, fx) = settings.matrix, settings.field_of_view
+    if settings.trajectory == "cartesian":
+        return Space((scan.trajectory.shape[1], ny, 1), (fx * scan.trajectory.shape[1] / nx, fy, _THICKNESS))
     pixel = 1 / (2 * resolution_limit(settings.matrix, settings.field_of_view))
     radial = settings.trajectory == "radial"
     pixels = scan.trajectory.shape[1] if radial else math.ceil(max(settings.field_of_view) / pixel - 1e-6)
-    return pixels, pixels * pixel
+    return Space((pixels, pixels, 1), (pixels * pixel, pixels * pixel, _THICKNESS))
 
 
 def header(scan: CardiacScan) -> str:
     """The ISMRMRD header, XML. It has no ``<version>``: a Gadgetron refuses another than its own."""
     settings = scan.settings
-    pixels, length = encoded_space(scan)
+    encoded = encoded_space(scan)
     (ny, nx), (fy, fx) = settings.matrix, settings.field_of_view
-    last = min(scan.trajectory.shape[0], 1 << 16) - 1
+    cartesian = settings.trajectory == "cartesian"
+    last, center = (ny - 1, ny // 2) if cartesian else (min(scan.trajectory.shape[0], 1 << 16) - 1, 0)
+    acquired = f"<userParameterDouble><name>net_acceleration</name><value>{scan.net_acceleration:.4g}</value></userParameterDouble>"
     return f"""<?xml version="1.0" encoding="UTF-8"?>
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
   <measurementInformation>
@@ -105,12 +110,12 @@ def header(scan: CardiacScan) -> str:
     <H1resonanceFrequency_Hz>{_RESONANCE_HZ}</H1resonanceFrequency_Hz>
   </experimentalConditions>
   <encoding>
-    <encodedSpace>{_space(pixels, pixels, length, length)}</encodedSpace>
-    <reconSpace>{_space(nx, ny, fx, fy)}</reconSpace>
+    <encodedSpace>{_space(encoded)}</encodedSpace>
+    <reconSpace>{_space(Space((nx, ny, 1), (fx, fy, _THICKNESS)))}</reconSpace>
     <encodingLimits>
-      <kspace_encoding_step_1><minimum>0</minimum><maximum>{last}</maximum><center>0</center></kspace_encoding_step_1>
+      <kspace_encoding_step_1><minimum>0</minimum><maximum>{last}</maximum><center>{center}</center></kspace_encoding_step_1>
     </encodingLimits>
-    <trajectory>{"goldenangle" if settings.trajectory == "radial" else "spiral"}</trajectory>
+    <trajectory>{"goldenangle" if settings.trajectory == "radial" else settings.trajectory}</trajectory>
   </encoding>
   <sequenceParameters>
     <TR>{settings.repetition_time:g}</TR>
@@ -120,6 +125,7 @@ def header(scan: CardiacScan) -> str:
   <userParameters>
     <userParameterLong><name>readouts_per_frame</name><value>{settings.readouts_per_frame}</value></userParameterLong>
     <userParameterLong><name>seed</name><value>{settings.seed}</value></userParameterLong>
+    {acquired if cartesian else ""}
     <userParameterDouble><name>snr</name><value>{settings.snr:g}</value></userParameterDouble>
     <userParameterString><name>timing</name><value>{settings.timing}</value></userParameterString>
   </userParameters>
@@ -127,10 +133,11 @@ def header(scan: CardiacScan) -> str:
 """
 
 
-def _space(nx: int, ny: int, fx: float, fy: float) -> str:
+def _space(space: Space) -> str:
+    (nx, ny, nz), (fx, fy, fz) = space.matrix, space.field_of_view
     return (
-        f"<matrixSize><x>{nx}</x><y>{ny}</y><z>1</z></matrixSize>"
-        f"<fieldOfView_mm><x>{fx:.9g}</x><y>{fy:.9g}</y><z>{_THICKNESS:g}</z></fieldOfView_mm>"
+        f"<matrixSize><x>{nx}</x><y>{ny}</y><z>{nz}</z></matrixSize>"
+        f"<fieldOfView_mm><x>{fx:.9g}</x><y>{fy:.9g}</y><z>{fz:g}</z></fieldOfView_mm>"
     )
 
 
@@ -163,18 +170,24 @@ def _noise(scan: CardiacScan, where: Slice) -> list[ismrmrd.Acquisition]:
 
 
 def _imaging(scan: CardiacScan, where: Slice) -> list[ismrmrd.Acquisition]:
-    pixels, length = encoded_space(scan)
-    fov = np.array(scan.settings.field_of_view[::-1])
-    traj = (scan.trajectory * (length / pixels / fov)).astype(np.float32)
+    encoded = encoded_space(scan)
+    per_pixel = np.array(encoded.field_of_view[:2]) / np.array(encoded.matrix[:2]) / np.array(scan.settings.field_of_view[::-1])
+    traj = (scan.trajectory * per_pixel).astype(np.float32)
     since_beat = scan.physiology.since_beat(scan.times)
     count = len(traj)
+    ends = np.append(np.diff(scan.frames) > 0, True)
     made = []
     for number in range(count):
-        acquisition = _acquisition(scan, where, scan.samples[:, number], traj[number])
-        acquisition.center_sample = traj.shape[1] // 2 if scan.settings.trajectory == "radial" else 0
+        acquisition = _acquisition(scan, where, scan.samples[:, number], traj[number] if scan.lines is None else None)
+        acquisition.center_sample = 0 if scan.settings.trajectory == "spiral" else traj.shape[1] // 2
         acquisition.acquisition_time_stamp = _ticks(float(scan.times[number]))
         acquisition.physiology_time_stamp[0] = int(since_beat[number] / TICK)
-        acquisition.idx.kspace_encode_step_1 = number % (1 << 16)
+        if scan.lines is None:
+            acquisition.idx.kspace_encode_step_1 = number % (1 << 16)
+        else:
+            acquisition.idx.kspace_encode_step_1 = int(scan.lines[number])
+            acquisition.idx.repetition = int(scan.frames[number]) % (1 << 16)
+            _mark_frame(acquisition, number == 0 or bool(ends[number - 1]), bool(ends[number]))
         made.append(acquisition)
     for flag in (ismrmrd.ACQ_FIRST_IN_ENCODE_STEP1, ismrmrd.ACQ_FIRST_IN_SLICE, ismrmrd.ACQ_FIRST_IN_REPETITION):
         made[0].setFlag(flag)
@@ -184,6 +197,13 @@ def _imaging(scan: CardiacScan, where: Slice) -> list[ismrmrd.Acquisition]:
     ):
         made[-1].setFlag(flag)
     return made
+
+
+def _mark_frame(acquisition: ismrmrd.Acquisition, first: bool, last: bool) -> None:
+    if first:
+        acquisition.setFlag(ismrmrd.ACQ_FIRST_IN_REPETITION)
+    if last:
+        acquisition.setFlag(ismrmrd.ACQ_LAST_IN_REPETITION)
 
 
 def waveforms(scan: CardiacScan) -> list[ismrmrd.Waveform]:

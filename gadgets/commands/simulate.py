@@ -28,7 +28,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--readouts-per-frame", type=int, default=2, metavar="N", help="spokes or spiral arms in a frame (default: %(default)s)"
     )
-    parser.add_argument("--trajectory", choices=("radial", "spiral"), default="radial", help="golden-angle readouts (default: %(default)s)")
+    parser.add_argument(
+        "--trajectory",
+        choices=("radial", "spiral", "cartesian"),
+        default="radial",
+        help="golden-angle readouts, or lines by a mask in k and t (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mask", choices=("random", "uniform"), default="random", help="lines of every Cartesian frame (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--acceleration",
+        type=float,
+        default=4.0,
+        metavar="R",
+        help="of Cartesian lines, outside the calibration lines (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--calibration-lines", type=int, default=8, metavar="N", help="central lines of every Cartesian frame (default: %(default)s)"
+    )
     parser.add_argument("--interleaves", type=int, metavar="N", help="arms of a fully sampled spiral (default: as short as the TR asks)")
     parser.add_argument(
         "--timing", choices=("standard", "physiological"), default="standard", help="beat and breath (default: %(default)s)"
@@ -62,6 +80,9 @@ def run(args: argparse.Namespace) -> int:
             "frames": args.frames,
             "readouts_per_frame": args.readouts_per_frame,
             "trajectory": args.trajectory,
+            "mask": args.mask,
+            "acceleration": args.acceleration,
+            "calibration_lines": args.calibration_lines,
             "interleaves": args.interleaves,
             "timing": args.timing,
             "repetition_time": args.tr,
@@ -76,8 +97,12 @@ def run(args: argparse.Namespace) -> int:
     store(args.out, scan, Slice.oblique() if args.oblique else None)
     (ny, nx), readouts = settings.matrix, scan.trajectory.shape[0]
     compressed = " (time-compressed)" if settings.timing == "standard" else ""
+    each = f"{settings.readouts_per_frame}"
+    if settings.trajectory == "cartesian":
+        each = f"about {readouts / settings.frames:.1f}"
+    net = "" if scan.lines is None else f"net R {scan.net_acceleration:.2f}, "
     print(
-        f"{args.out}: {settings.frames} frames of {settings.readouts_per_frame} {settings.trajectory} readouts, {nx}×{ny} pixels, "
+        f"{args.out}: {settings.frames} frames of {each} {settings.trajectory} readouts, {net}{nx}×{ny} pixels, "
         f"{settings.coils} coils, {readouts * settings.repetition_time * 1e-3:.2f} s of scan{compressed}, "
         f"simulated in {time.perf_counter() - begin:.1f} s"
     )

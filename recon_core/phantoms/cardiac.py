@@ -4,7 +4,7 @@ The object is drawn on a grid at least twice as fine as the reconstruction's, at
 is an exact non-uniform Fourier sum of that grid times Biot–Savart coil fields; noise is correlated between coils. No map
 and no noise-free sample leaves with the scan. The truth to score against is the object, low-passed to the acquired
 disc of k-space and sampled on the reconstruction's pixels (what a fully sampled noise-free scan would give), times the
-root-sum-of-squares of the whitened true maps.
+root-sum-of-squares of the whitened true maps. Cartesian scans lay their lines by a mask in k and t, every frame its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,14 @@ from recon_core.phantoms.coils import LoopArray, grid_axes
 from recon_core.phantoms.heart import CENTRE, REACH, Heart
 from recon_core.phantoms.physiology import Physiology
 from recon_core.phantoms.torso import BLOOD, HALF_AXES, Torso, breathing_motion
-from recon_core.trajectories import golden_angle_radial, resolution_limit, spiral_arms
+from recon_core.trajectories import (
+    cartesian_interleaved_mask,
+    cartesian_lines,
+    cartesian_mask,
+    golden_angle_radial,
+    resolution_limit,
+    spiral_arms,
+)
 
 PHANTOM_VERSION = "cardiac 1"
 """Changes with every change of the phantom: figures of different versions cannot be compared."""
@@ -48,15 +55,18 @@ class CardiacSettings:
     field_of_view: tuple[float, float] = option((320.0, 320.0), "Field of view (y, x).", low=50, high=1000, unit="mm")
     coils: int = option(8, "Receive coils.", low=1, high=128)
     frames: int = option(160, "Frames.", low=2, high=100000)
-    readouts_per_frame: int = option(2, "Readouts (spokes or arms) in a frame.", low=1, high=4096)
-    trajectory: str = option("radial", "Readouts.", choices=("radial", "spiral"))
+    readouts_per_frame: int = option(2, "Readouts (spokes or arms) in a frame; of Cartesian lines the mask decides.", low=1, high=4096)
+    trajectory: str = option("radial", "Readouts.", choices=("radial", "spiral", "cartesian"))
+    mask: str = option("random", "Cartesian lines: random and denser at the centre, or evenly spaced.", choices=("random", "uniform"))
+    acceleration: float = option(4.0, "Lines of a full frame over acquired ones, outside the calibration lines.", low=1, high=64)
+    calibration_lines: int = option(8, "Lines about the centre that every frame has.", low=0, high=512)
     timing: str = option("standard", "Beat and breath.", choices=("standard", "physiological"))
     repetition_time: float = option(3.0, "Time between readouts.", low=0.1, high=1000, unit="ms")
     interleaves: int | None = option(
         None, "Arms of a fully sampled spiral; auto: as many as end within 60 % of the repetition time.", low=1, high=1024
     )
     snr: float = option(35.0, "Mean signal of the chest over noise in one fully sampled image.", low=0.1, high=1e6)
-    oversampling: int = option(2, "Samples per pixel along a spoke.", low=1, high=4)
+    oversampling: int = option(2, "Samples per pixel along a spoke or line.", low=1, high=4)
     detail: int = option(3, "Pixels of the simulated object per reconstructed pixel, per axis.", low=2, high=8)
     seed: int = option(0, "Anatomy details, beats, breaths and noise.", low=0, high=2**31 - 1)
 
@@ -72,6 +82,8 @@ class CardiacScan:
         trajectory: float32 ``[readout, sample, 2]``, cycles per field of view.
         times: float64 ``[readout]``, s.
         dwell: time between samples, s.
+        frames: int64 ``[readout]``, the frame of every readout.
+        lines: int64 ``[readout]``, phase-encoding line, k = 0 at ``ny // 2``; None unless Cartesian.
         frame_times: float64 ``[frame]``, mean of its readouts' times, s.
         truth: complex64 ``[frame, y, x]`` in units of the whitened noise.
         moving: bool ``[y, x]``.
@@ -84,10 +96,17 @@ class CardiacScan:
     trajectory: NDArray[np.float32]
     times: NDArray[np.float64]
     dwell: float
+    frames: NDArray[np.int64]
+    lines: NDArray[np.int64] | None
     frame_times: NDArray[np.float64]
     truth: NDArray[np.complex64]
     moving: NDArray[np.bool_]
     physiology: Physiology
+
+    @property
+    def net_acceleration(self) -> float:
+        """Lines of full frames over lines acquired, calibration lines included (spokes and arms: matrix over readouts a frame)."""
+        return self.settings.matrix[0] * self.settings.frames / len(self.frames)
 
 
 class CardiacObject:
@@ -168,10 +187,11 @@ def simulate(settings: CardiacSettings | None = None, progress: Callable[[int, i
     # One source a part: the same person beats in every matrix, with every coil array.
     person, body, coil, noise = np.random.default_rng(settings.seed).spawn(4)
     matrix, fov = settings.matrix, settings.field_of_view
-    trajectory, dwell = _trajectory(settings)
-    n_readouts = len(trajectory)
+    frames, lines = _frames(settings)
+    n_readouts = len(frames)
+    trajectory, dwell = _trajectory(settings, n_readouts, lines)
     times = np.arange(n_readouts, dtype=np.float64) * (settings.repetition_time * 1e-3)
-    frame_times = times.reshape(settings.frames, -1).mean(axis=1)
+    frame_times = np.bincount(frames, times) / np.bincount(frames)
     physiology = Physiology.make(settings.timing, float(times[-1]) + settings.repetition_time * 1e-3, person)
     fine = (settings.detail * matrix[0], settings.detail * matrix[1])
     anatomy = CardiacObject(fine, fov, physiology, body)
@@ -183,7 +203,7 @@ def simulate(settings: CardiacSettings | None = None, progress: Callable[[int, i
     whiten = np.linalg.inv(np.linalg.cholesky(covariance))
     maps = array.maps(*grid_axes(matrix, fov))
     shading = np.linalg.norm(np.tensordot(whiten, maps, axes=1), axis=0)
-    truth = shading * np.stack([_low_pass(anatomy.at(float(t)), matrix, fov) for t in frame_times])
+    truth = shading * np.stack([_low_pass(anatomy.at(float(t)), settings) for t in frame_times])
     magnitude = np.abs(truth).mean(axis=0)
     level = magnitude[magnitude > 0.15 * magnitude.max()].mean() / settings.snr
     mix = level * np.linalg.cholesky(covariance)
@@ -197,6 +217,8 @@ def simulate(settings: CardiacSettings | None = None, progress: Callable[[int, i
         trajectory=trajectory,
         times=times,
         dwell=dwell,
+        frames=frames,
+        lines=lines,
         frame_times=frame_times,
         truth=truth,
         moving=moving_region(truth),
@@ -204,11 +226,26 @@ def simulate(settings: CardiacSettings | None = None, progress: Callable[[int, i
     )
 
 
-def _trajectory(settings: CardiacSettings) -> tuple[NDArray[np.float32], float]:
+def _frames(settings: CardiacSettings) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Frame of every readout and, for Cartesian ones, its line; lines of a frame in rising order."""
+    if settings.trajectory != "cartesian":
+        return np.repeat(np.arange(settings.frames), settings.readouts_per_frame), None
+    ny = settings.matrix[0]
+    if settings.mask == "random":
+        mask = cartesian_mask(settings.frames, ny, settings.acceleration, settings.calibration_lines, settings.seed)
+    else:
+        mask = cartesian_interleaved_mask(settings.frames, ny, settings.acceleration, settings.calibration_lines)
+    frames, lines = np.nonzero(mask)
+    return frames.astype(np.int64), lines.astype(np.int64)
+
+
+def _trajectory(settings: CardiacSettings, count: int, lines: NDArray[np.int64] | None) -> tuple[NDArray[np.float32], float]:
     """Trajectory and dwell time, s."""
-    count = settings.frames * settings.readouts_per_frame
     matrix, fov = settings.matrix, settings.field_of_view
     longest = 0.6e-3 * settings.repetition_time
+    if lines is not None:
+        n_samples = settings.oversampling * matrix[1]
+        return cartesian_lines(lines, n_samples, matrix[0], settings.oversampling), longest / n_samples
     if settings.trajectory == "radial":
         # Isotropic in cycles/mm: samples for the larger field of view at the finer pixel.
         edge = resolution_limit(matrix, fov)
@@ -262,14 +299,16 @@ def _sample(
     return samples
 
 
-def _low_pass(image: Tensor, matrix: tuple[int, int], field_of_view: tuple[float, float]) -> NDArray[np.complex64]:
-    """Keep the acquired disc of k-space and sample on the pixels of ``matrix``."""
+def _low_pass(image: Tensor, settings: CardiacSettings) -> NDArray[np.complex64]:
+    """Keep the acquired part of k-space (a disc; the whole rectangle of Cartesian lines) and sample on the pixels of the matrix."""
+    matrix, field_of_view = settings.matrix, settings.field_of_view
     spectrum = torch.fft.fftshift(torch.fft.fft2(torch.fft.ifftshift(image)))
     corner = [n // 2 - m // 2 for n, m in zip(image.shape, matrix, strict=True)]
     spectrum = spectrum[corner[0] : corner[0] + matrix[0], corner[1] : corner[1] + matrix[1]]
-    ky, kx = ((torch.arange(m, dtype=torch.float32) - m // 2) / fov for m, fov in zip(matrix, field_of_view, strict=True))
-    disc = ky[:, None] ** 2 + kx[None] ** 2 <= (resolution_limit(matrix, field_of_view) * 1.0001) ** 2
-    kept = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(spectrum * disc)))
+    if settings.trajectory != "cartesian":
+        ky, kx = ((torch.arange(m, dtype=torch.float32) - m // 2) / fov for m, fov in zip(matrix, field_of_view, strict=True))
+        spectrum = spectrum * (ky[:, None] ** 2 + kx[None] ** 2 <= (resolution_limit(matrix, field_of_view) * 1.0001) ** 2)
+    kept = torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(spectrum)))
     return (kept * (math.prod(matrix) / math.prod(image.shape))).numpy()
 
 

@@ -66,7 +66,8 @@ def test_trajectories_are_cycles_per_encoded_pixel(stored, scan):
     traj = np.stack([a.traj for a in _acquisitions(stored) if kind(a) is Kind.IMAGING])
     assert np.abs(traj).max() <= 0.5 + 1e-6
     assert np.linalg.norm(traj, axis=-1).max() == pytest.approx(0.5, rel=1e-5)
-    pixels, length = encoded_space(scan)
+    encoded = encoded_space(scan)
+    pixels, length = encoded.matrix[0], encoded.field_of_view[0]
     np.testing.assert_allclose(traj * pixels * np.array([320.0, 240.0]) / length, scan.trajectory, atol=1e-5)
 
 
