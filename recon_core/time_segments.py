@@ -40,14 +40,16 @@ class SegmentBasis:
         return self.in_time.shape[0]
 
     def in_space(self, frequency: Tensor) -> Tensor:
-        """c of every pixel, complex64 ``[segment, ...]``, of off-resonances in Hz.
+        """Function c of every pixel, complex64 ``[segment, ...]``, of off-resonances in Hz.
 
         Raises:
             DataError: a frequency beyond the basis.
         """
         found = float(frequency.abs().max())
         if not found <= self.largest * (1 + 1e-6):
-            raise DataError("field map", f"{found:.4g} Hz, prepared for {self.largest:.4g} Hz", "Make the segments for the map's own range.")
+            raise DataError(
+                "field map", f"{found:.4g} Hz, prepared for {self.largest:.4g} Hz", "Make the segments for the map's own range."
+            )
         entries = self.table.shape[1]
         place = ((frequency.double() + self.largest) * ((entries - 1) / (2 * self.largest))).clamp(0, entries - 1)
         below = place.floor().long().clamp_max(entries - 2)

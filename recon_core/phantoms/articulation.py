@@ -32,6 +32,8 @@ _POSTURES = {
 _SPREAD = np.array([0.8, 0.9, 0.9, 0.9, 0.9, 0.8, 0.6, 0.06, 0.7])
 _SOUND, _PAUSE = 0.085, 0.35  # s
 _MOVING = 0.6  # share of a sound during which the articulators are under way
+_FASTEST = 250.0  # mm/s, mean over one movement
+_MILLIMETRES = [name != "velum" for name in ARTICULATORS]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,8 +56,8 @@ class Articulation:
     def make(cls, duration: float, rng: np.random.Generator) -> Articulation:
         """Draw a string of sounds without any period.
 
-        Sounds last 85 ms on average with a log-normal spread, no two realisations of one sound are equal, one in ten is a pause; each
-        articulator is a little early or late against the others (coarticulation is what is left between two targets).
+        Sounds last 85 ms or more, with a log-normal spread and as long as the way to them takes; no two realisations of one sound are
+        equal, one in ten is a pause. What lies between two targets is coarticulation.
 
         Args:
             duration: of the scan, s.
@@ -70,6 +72,8 @@ class Articulation:
             name = "rest" if pause else str(rng.choice([n for n in names if n != last]))
             length = (_PAUSE if pause else _SOUND) * float(np.exp(0.35 * np.clip(rng.standard_normal(), -2, 2)))
             target = np.array(_POSTURES[name]) + _SPREAD * np.clip(rng.standard_normal(len(ARTICULATORS)), -2, 2)
+            way = float(np.abs(target - rows[-1])[_MILLIMETRES].max())
+            length = max(length, way / (_FASTEST * _MOVING))
             # Under way, then held: two knots of one target.
             starts += [at + _MOVING * length, at + length]
             rows += [target, target + 0.15 * _SPREAD * rng.standard_normal(len(ARTICULATORS))]

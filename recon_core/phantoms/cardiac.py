@@ -20,7 +20,6 @@ from torch.nn.functional import grid_sample
 
 from recon_core.errors import SettingError
 from recon_core.metrics import moving_region
-from recon_core.options import option
 from recon_core.phantoms.coils import LoopArray, grid_axes
 from recon_core.phantoms.heart import CENTRE, REACH, Heart
 from recon_core.phantoms.measurement import (
@@ -34,6 +33,7 @@ from recon_core.phantoms.measurement import (
     shading,
 )
 from recon_core.phantoms.physiology import Physiology
+from recon_core.phantoms.settings import CardiacSettings as CardiacSettings
 from recon_core.phantoms.torso import BLOOD, HALF_AXES, Torso, breathing_motion
 from recon_core.trajectories import golden_angle_radial, resolution_limit, spiral_arms
 
@@ -41,27 +41,6 @@ PHANTOM_VERSION = "cardiac 1"
 """Changes with every change of the phantom: figures of different versions cannot be compared."""
 
 _CHEST = (235.0, 340.0)  # mm (y, x) that hold the chest of scale 1 with its coils' near field
-
-
-@dataclasses.dataclass(frozen=True)
-class CardiacSettings:
-    """What to simulate."""
-
-    matrix: tuple[int, int] = option((128, 128), "Pixels (ny, nx) of the reconstruction.", low=16, high=512)
-    field_of_view: tuple[float, float] = option((320.0, 320.0), "Field of view (y, x).", low=50, high=1000, unit="mm")
-    coils: int = option(8, "Receive coils.", low=1, high=128)
-    frames: int = option(160, "Frames.", low=2, high=100000)
-    readouts_per_frame: int = option(2, "Readouts (spokes or arms) in a frame.", low=1, high=4096)
-    trajectory: str = option("radial", "Readouts.", choices=("radial", "spiral"))
-    timing: str = option("standard", "Beat and breath.", choices=("standard", "physiological"))
-    repetition_time: float = option(3.0, "Time between readouts.", low=0.1, high=1000, unit="ms")
-    interleaves: int | None = option(
-        None, "Arms of a fully sampled spiral; auto: as many as end within 60 % of the repetition time.", low=1, high=1024
-    )
-    snr: float = option(35.0, "Mean signal of the chest over noise in one fully sampled image.", low=0.1, high=1e6)
-    oversampling: int = option(2, "Samples per pixel along a spoke.", low=1, high=4)
-    detail: int = option(3, "Pixels of the simulated object per reconstructed pixel, per axis.", low=2, high=8)
-    seed: int = option(0, "Anatomy details, beats, breaths and noise.", low=0, high=2**31 - 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

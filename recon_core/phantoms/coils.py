@@ -46,9 +46,10 @@ class LoopArray:
         """
         b, a = (half + 55.0 for half in half_axes)
         angle = 2 * np.pi * (np.arange(n_coils) + 0.3 * rng.uniform(-0.5, 0.5, n_coils)) / n_coils + 0.3
-        height = np.where(np.arange(n_coils) % 2 == 0, 1.0, -1.0) * (height if n_coils > 1 else 0.0)
-        self.centres = np.stack([a * np.cos(angle), b * np.sin(angle), height], axis=-1)
-        self._angles, self._radius = angle, float(np.clip(1.3 * np.pi * (a + b) / 2 / max(n_coils, 4), 45.0, 95.0))
+        places = np.where(np.arange(n_coils) % 2 == 0, 1.0, -1.0) * (height if n_coils > 1 else 0.0)
+        self.centres = np.stack([a * np.cos(angle), b * np.sin(angle), places], axis=-1)
+        self._angles = angle
+        self._radius = float(np.clip(1.3 * np.pi * (a + b) / 2 / max(n_coils, 4), 45.0, 95.0))
         self._gain = rng.uniform(0.85, 1.15, n_coils) * np.exp(2j * np.pi * rng.uniform(size=n_coils))
         self._knots = tuple(np.linspace(-0.55 * fov, 0.55 * fov, _KNOTS) for fov in field_of_view)
         self._middle = self._fields(0.0)

@@ -41,7 +41,8 @@ def aorta_concentration(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Parker's population curve, mM in blood, of times since the bolus arrived (s)."""
     t = np.maximum(seconds, 0) / 60
     peaks = sum(
-        a / (s * math.sqrt(2 * math.pi)) * np.exp(-((t - c) ** 2) / (2 * s * s)) for a, c, s in ((0.809, 0.17046, 0.0563), (0.330, 0.365, 0.132))
+        a / (s * math.sqrt(2 * math.pi)) * np.exp(-((t - c) ** 2) / (2 * s * s))
+        for a, c, s in ((0.809, 0.17046, 0.0563), (0.330, 0.365, 0.132))
     )
     washout = 1.050 * np.exp(-0.1685 * t) / (1 + np.exp(-38.078 * (t - 0.483)))
     # The first peak's tail begins before the bolus does.

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import finufft
 import numpy as np
@@ -40,7 +40,7 @@ class MovingObject(Protocol):
 
 
 class OffResonantObject(MovingObject, Protocol):
-    """A slice in which tissue precesses off the scanner's frequency."""
+    """A slice in which tissue is off the scanner's frequency."""
 
     def at_with_frequency(self, time: float) -> tuple[Tensor, Tensor]:
         """Magnetisation as :meth:`at`, and its off-resonance in Hz, float32 ``[y, x]``."""
@@ -84,12 +84,12 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def each_readout(n_readouts: int, worker: Callable[[], Callable[[int], None]], progress: Progress | None = None) -> None:
-    """Measure every readout, a few at once.
+    """Measure every readout (or angle of readouts), a few at once.
 
     Args:
-        n_readouts: number of readouts.
-        worker: called once a thread (plans are no thread's but one's); what it returns measures one readout.
-        progress: called with (readouts done, readouts in all).
+        n_readouts: their number.
+        worker: called once a thread (plans are no thread's but one's); what it returns measures one of them.
+        progress: called with (done, in all).
     """
     done = itertools.count(1)
 
@@ -139,7 +139,7 @@ def sample_slice(
         progress: called with (readouts done, readouts in all).
         sample_times: float64 ``[sample]``, s from the excitation: phase exp(+i2π Δf t) accrues until then, sample by sample, of an
             anatomy that has frequencies. None: on resonance.
-        largest_frequency: bound on the anatomy's \\|Δf\\|, Hz.
+        largest_frequency: bound on the anatomy's off-resonance, Hz.
 
     Returns:
         complex64 ``[coil, readout, sample]``.
@@ -184,13 +184,13 @@ def low_pass(image: Tensor, matrix: tuple[int, int], field_of_view: tuple[float,
     return (kept * (math.prod(matrix) / math.prod(image.shape[-2:]))).numpy()
 
 
-def shading(maps: NDArray[np.complex64], covariance: NDArray[np.complex128]) -> NDArray[np.float64]:
+def shading(maps: NDArray[np.complex64], covariance: NDArray[np.complex128]) -> NDArray[Any]:
     """Root-sum-of-squares of the whitened maps ``[coil, ...]``: what an image from unit-norm maps is multiplied by."""
     whiten = np.linalg.inv(np.linalg.cholesky(covariance))
     return np.linalg.norm(np.tensordot(whiten, maps, axes=1), axis=0)
 
 
-def noise_level(truth: NDArray[np.complexfloating], snr: float) -> float:
+def noise_level(truth: NDArray[Any], snr: float) -> float:
     """Standard deviation of the noise at which the body's mean signal in ``truth`` ``[frame, ...]`` has ``snr``."""
     magnitude = np.abs(truth).mean(axis=0)
     return float(magnitude[magnitude > _BODY * magnitude.max()].mean() / snr)

@@ -19,7 +19,6 @@ from torch.nn.functional import pad
 
 from recon_core.errors import SettingError
 from recon_core.metrics import moving_region
-from recon_core.options import option
 from recon_core.phantoms.articulation import ARTICULATORS, Articulation
 from recon_core.phantoms.coils import LoopArray, grid_axes
 from recon_core.phantoms.measurement import (
@@ -32,6 +31,7 @@ from recon_core.phantoms.measurement import (
     sample_slice,
     shading,
 )
+from recon_core.phantoms.settings import SpeechSettings as SpeechSettings
 from recon_core.phantoms.vocal_tract import HALF_AXES, VocalTract
 from recon_core.trajectories import GradientLimits, spiral_arms
 
@@ -48,24 +48,6 @@ _DESIGNS = (4, 6, 8, 10, 13, 16, 20, 26, 32, 40, 52, 64, 80, 104, 128, 256)
 _SMOOTH_MM = 1.0
 _BORDER_SHARE = 0.995
 _TISSUE = 0.1
-
-
-@dataclasses.dataclass(frozen=True)
-class SpeechSettings:
-    """What to simulate."""
-
-    matrix: tuple[int, int] = option((84, 84), "Pixels (ny, nx) of the reconstruction.", low=16, high=512)
-    field_of_view: tuple[float, float] = option((200.0, 200.0), "Field of view (y, x).", low=50, high=1000, unit="mm")
-    coils: int = option(8, "Receive coils.", low=1, high=128)
-    frames: int = option(600, "Frames.", low=2, high=100000)
-    readouts_per_frame: int = option(1, "Arms in a frame.", low=1, high=4096)
-    repetition_time: float = option(6.0, "Time between arms.", low=0.1, high=1000, unit="ms")
-    interleaves: int | None = option(None, "Arms of a fully sampled spiral; auto: as many as end within `readout`.", low=1, high=1024)
-    readout: float = option(2.6, "Longest arm.", low=0.1, high=100, unit="ms")
-    off_resonance: float = option(0.0, "Largest off-resonance at the borders of air; 0: none.", low=0, high=2000, unit="Hz")
-    snr: float = option(25.0, "Mean signal of the head over noise in one fully sampled image.", low=0.1, high=1e6)
-    detail: int = option(3, "Pixels of the simulated object per reconstructed pixel, per axis.", low=2, high=8)
-    seed: int = option(0, "Speaker, sounds and noise.", low=0, high=2**31 - 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,11 +154,12 @@ def _dipole(shape: tuple[int, int], field_of_view: tuple[float, float]) -> Tenso
 
 def _smooth_fit(field: Tensor, where: Tensor) -> Tensor:
     """The polynomial of second order nearest to a field where there is tissue: what a shim takes away."""
-    y, x = (torch.linspace(-1, 1, n) for n in field.shape)
+    y, x = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in field.shape)
     v, u = torch.meshgrid(y, x, indexing="ij")
     terms = torch.stack([torch.ones_like(u), u, v, u * u, u * v, v * v], dim=-1)
-    fit = torch.linalg.lstsq(terms[where], field[where][:, None]).solution
-    return (terms @ fit)[..., 0]
+    chosen = terms[where]
+    fit = torch.linalg.solve(chosen.T @ chosen, chosen.T @ field[where].double())
+    return (terms @ fit).float()
 
 
 def _at_pixels(image: Tensor, matrix: tuple[int, int]) -> Tensor:
@@ -217,7 +200,7 @@ def simulate(settings: SpeechSettings | None = None, progress: Progress | None =
         times,
         matrix,
         progress,
-        sample_times=np.arange(trajectory.shape[1]) * _DWELL if settings.off_resonance else None,
+        sample_times=np.arange(trajectory.shape[1], dtype=np.float64) * _DWELL if settings.off_resonance else None,
         largest_frequency=settings.off_resonance,
     )
     objects, fields = [], []

@@ -39,7 +39,11 @@ class VocalTract:
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         coarse, fine = noise_texture(x, y, (5.0, 11.0), rng), noise_texture(x, y, (1.5, 3.0), rng)
         self._waves = [
-            (float(rng.normal()), *(rng.uniform(0.15, 1.1) * np.array([math.cos(a), math.sin(a)])).tolist(), float(rng.uniform(0, 2 * math.pi)))
+            (
+                float(rng.normal()),
+                *(rng.uniform(0.15, 1.1) * np.array([math.cos(a), math.sin(a)])).tolist(),
+                float(rng.uniform(0, 2 * math.pi)),
+            )
             for a in rng.uniform(0, math.pi, _TEXTURE_TERMS)
         ]
         self._wave_norm = math.sqrt(sum(a * a for a, *_ in self._waves) / 2)
@@ -77,7 +81,9 @@ class VocalTract:
         self._tissue(share(brain + 2.0, pixel), BRAIN_GREY * (1 + 0.09 * folds + 0.05 * fine), signal, air)
         self._tissue(share(superellipse(x, y, (8, -70), (46, 30), 0.05), pixel), BRAIN_WHITE * (1 + 0.05 * fine), signal, air)
         self._tissue(share(superellipse(x, y, (4, -62), (22, 5), -0.2), pixel), FLUID, signal, air)
-        self._tissue(share(superellipse(x, y, (58, -36), (22, 17), 0.4), pixel), BRAIN_GREY * (1 + 0.18 * torch.sin(1.1 * y + fine)), signal, air)
+        self._tissue(
+            share(superellipse(x, y, (58, -36), (22, 17), 0.4), pixel), BRAIN_GREY * (1 + 0.18 * torch.sin(1.1 * y + fine)), signal, air
+        )
         self._tissue(share(capsule(x, y, (34, -46), (40, 4), 9.5, 6.5), pixel), BRAIN_WHITE, signal, air)
         self._spine(x, y, fine)
         # Skull base and face: bone with marrow, sinus, nose.
@@ -91,12 +97,14 @@ class VocalTract:
             shelf = capsule(x, y, (-58, row), (-24, row + 1.5), 2.1)
             self._tissue(share(shelf, pixel), MUCOSA * (1 + 0.12 * fine), signal, air)
         # Nasopharynx and pharynx down to the larynx, the back wall of which stays.
-        self._void(share(torch.minimum(capsule(x, y, (-18, -17), (8, -10), 7.0), capsule(x, y, (8, -10), (19, 8), 6.5)), pixel), signal, air)
+        self._void(
+            share(torch.minimum(capsule(x, y, (-18, -17), (8, -10), 7.0), capsule(x, y, (8, -10), (19, 8), 6.5)), pixel), signal, air
+        )
         self._void(share(capsule(x, y, (19, 8), (21, 62), 6.5, 5.5), pixel), signal, air)
         # Hard palate with the alveolar ridge, upper incisor.
-        for piece in (((-60, 1), (-48, -7)), ((-48, -7), (-26, -8.5)), ((-26, -8.5), (-10, -6.5))):
-            self._tissue(share(capsule(x, y, *piece, 3.4), pixel), MUCOSA * (1 + 0.1 * fine), signal, air)
-            self._tissue(share(capsule(x, y, *piece, 1.7), pixel), BONE, signal, air)
+        for start, end in (((-60, 1), (-48, -7)), ((-48, -7), (-26, -8.5)), ((-26, -8.5), (-10, -6.5))):
+            self._tissue(share(capsule(x, y, start, end, 3.4), pixel), MUCOSA * (1 + 0.1 * fine), signal, air)
+            self._tissue(share(capsule(x, y, start, end, 1.7), pixel), BONE, signal, air)
         self._tissue(share(superellipse(x, y, (-61, -1), (7, 6.0), 0.5), pixel), MARROW * (0.8 + 0.1 * fine), signal, air)
         self._tissue(share(capsule(x, y, (-64, 2), (-66, 9), 2.6, 1.2), pixel), 0.03, signal, air)
         for number in range(5):
@@ -142,13 +150,16 @@ class VocalTract:
     def _chin(self, signal: Tensor, air: Tensor, jaw: float, back: float) -> None:
         x, y, pixel = self._x, self._y, self._pixel
         soft = torch.minimum(
-            superellipse(x, y, (-56 + back, 38 + jaw), (20, 22), power=2.4), capsule(x, y, (-48 + back, 48 + jaw), (6, 54 + 0.3 * jaw), 14.0, 16.0)
+            superellipse(x, y, (-56 + back, 38 + jaw), (20, 22), power=2.4),
+            capsule(x, y, (-48 + back, 48 + jaw), (6, 54 + 0.3 * jaw), 14.0, 16.0),
         )
         self._tissue(share(soft, pixel), FAT * (1 + 0.07 * self._fine), signal, air)
         muscle = capsule(x, y, (-46 + back, 44 + jaw), (4, 50 + 0.3 * jaw), 8.5, 13.0)
         self._tissue(share(muscle, pixel), MUSCLE * (1.05 + 0.12 * self._fine), signal, air)
         self._tissue(share(superellipse(x, y, (-59 + back, 36 + jaw), (7.4, 13.5), -0.15), pixel), BONE, signal, air)
-        self._tissue(share(superellipse(x, y, (-59 + back, 37 + jaw), (5.2, 10.5), -0.15), pixel), MARROW * (0.9 + 0.1 * self._fine), signal, air)
+        self._tissue(
+            share(superellipse(x, y, (-59 + back, 37 + jaw), (5.2, 10.5), -0.15), pixel), MARROW * (0.9 + 0.1 * self._fine), signal, air
+        )
 
     def _tongue(self, signal: Tensor, air: Tensor, p: dict[str, float], jaw: float, back: float) -> None:
         x, y, pixel = self._x, self._y, self._pixel
@@ -158,7 +169,9 @@ class VocalTract:
         squeeze = 1 + 0.012 * p["body_y"]
         body = superellipse(x, y, centre, (28 * squeeze, 21 / squeeze), 0.12 + 0.01 * p["body_x"], power=2.2)
         root = capsule(x, y, (-4 + 0.6 * bx, 30 + 0.5 * by), (2 + 0.35 * bx, 50 + 0.2 * by), 17.0, 13.0)
-        blade = capsule(x, y, (-31 + bx, 19 + by), (-51 + p["tip_x"] + 0.5 * bx, 13 + p["tip_y"] + 0.75 * jaw + 0.25 * p["body_y"]), 11.5, 4.2)
+        blade = capsule(
+            x, y, (-31 + bx, 19 + by), (-51 + p["tip_x"] + 0.5 * bx, 13 + p["tip_y"] + 0.75 * jaw + 0.25 * p["body_y"]), 11.5, 4.2
+        )
         floor = capsule(x, y, (-40 + back, 36 + 0.9 * jaw), (-4, 42 + 0.3 * jaw), 10.0, 13.0)
         # Rounded joints: exponentials of the distances add (a smooth minimum over about a millimetre).
         parts = torch.stack([body, root, blade, floor])
@@ -171,12 +184,12 @@ class VocalTract:
         # The middle of the tongue grooves and domes: other tissue enters the slice.
         groove = 0.05 * math.tanh((p["tip_y"] + 4) / 4)
         value = MUSCLE * (1.12 + groove) * (1 + 0.10 * grain + 0.07 * fan)
+        septum = capsule(x, y, (-30 + bx, 27 + by), (-4 + 0.8 * bx, 26 + 0.8 * by), 1.3, 2.2)
+        paint(value, share(septum, pixel), 0.85 * FAT)
+        moved = [((a[0] + 0.7 * bx, a[1] + 0.7 * by), (b[0] + 0.7 * bx, b[1] + 0.7 * by), r, s) for a, b, r, s in self._vessels]
+        paint_vessels(value, x, y, moved, pixel, 0.95)
         self._tissue(share(tongue, pixel), MUCOSA * 1.1, signal, air)
         self._tissue(share(tongue + 1.6, pixel), value, signal, air)
-        septum = capsule(x, y, (-30 + bx, 27 + by), (-4 + 0.8 * bx, 26 + 0.8 * by), 1.3, 2.2)
-        self._tissue(share(septum, pixel), 0.85 * FAT, signal, air)
-        moved = [((a[0] + 0.7 * bx, a[1] + 0.7 * by), (b[0] + 0.7 * bx, b[1] + 0.7 * by), r, s) for a, b, r, s in self._vessels]
-        paint_vessels(signal, x, y, moved, pixel, 0.95)
         tooth = capsule(x, y, (-62 + back, 20 + jaw), (-64 + back, 12.5 + jaw), 2.6, 1.1)
         self._tissue(share(tooth, pixel), 0.03, signal, air)
 
