@@ -168,9 +168,7 @@ def assemble(
         tell(note)
     distance = np.where(sampling.mask, np.linalg.norm(sampling.trajectory.astype(np.float64), axis=-1), np.inf).min(axis=1)
     heads = tuple(r.head for r in readouts)
-    return Assembled(
-        problem, heads, distance, encoding.recon.field_of_view, compressed, tuple(notes), binning.phases, binning.repetitions
-    )
+    return Assembled(problem, heads, distance, encoding.recon.field_of_view, compressed, tuple(notes), binning.phases, binning.repetitions)
 
 
 def _silent(_: str) -> None:

@@ -9,9 +9,9 @@ import torch
 from recon_core.errors import SettingError
 from recon_core.metrics import align, moving_region, psnr_db
 from recon_core.options import build
-from recon_core.phantoms import cardiac
 from recon_core.phantoms.cardiac import CardiacObject, CardiacSettings, simulate
 from recon_core.phantoms.coils import LoopArray, _loop_field, grid_axes
+from recon_core.phantoms.measurement import sample_slice
 from recon_core.phantoms.physiology import Physiology
 from recon_core.phantoms.raster import capsule, noise_texture, share, superellipse
 
@@ -173,7 +173,7 @@ def test_samples_are_the_exact_sum_over_the_object_at_each_readouts_time(anatomy
     trajectory = rng.uniform(-32, 32, (3, 4, 2)).astype(np.float32)
     times = np.array([0.0, 0.2, 0.34])
     calls = []
-    samples = cardiac._sample(anatomy, maps, trajectory, times, (64, 64), lambda done, total: calls.append((done, total)))
+    samples = sample_slice(anatomy, maps, trajectory, times, (64, 64), lambda done, total: calls.append((done, total)))
     r = (np.arange(192) - 96) / 192
     for number, time in enumerate(times):
         weighted = maps * anatomy.at(time).numpy()
