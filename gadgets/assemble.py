@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gadgets import cartesian, spiral
-from gadgets.binning.by_count import by_count, frame_times
 from gadgets.cartesian import Sampling
+from gadgets.framing import Physiology, framed
 from gadgets.header import Encoding, ScanHeader
-from gadgets.noise import noise_level
+from gadgets.noise import NOISE_ADJUST_LEVEL, arrives_whitened, noise_level
 from gadgets.readouts import Readout, check_uniform
 from gadgets.settings import ChainSettings
 from recon_core.calibration.whitening import whiten
@@ -35,14 +35,20 @@ class Assembled:
         heads: acquisition headers ``[readout]``.
         center_distance: float64 ``[readout]``, smallest |k| of a readout's used samples, cycles per field of view.
         field_of_view: mm, (x, y, z).
+        compressed: a stage before this one has compressed the coils.
         notes: what a reader of the images must know.
+        phases: int64 ``[frame]``, cardiac phase of every frame; None where frames follow real time.
+        repetitions: int64 ``[frame]``, repetition or respiratory state of every frame; None: the frame's number.
     """
 
     problem: KSpaceProblem
     heads: tuple[ismrmrd.AcquisitionHeader, ...]
     center_distance: NDArray[np.float64]
     field_of_view: tuple[float, float, float]
+    compressed: bool = False
     notes: tuple[str, ...] = ()
+    phases: NDArray[np.int64] | None = None
+    repetitions: NDArray[np.int64] | None = None
 
 
 def dimension(encoding: Encoding, requested: int | None) -> int:
@@ -94,6 +100,7 @@ def assemble(
     settings: ChainSettings,
     whitening: Tensor | None = None,
     report: Callable[[str], None] | None = None,
+    physiology: Physiology | None = None,
 ) -> Assembled:
     """Make the problem of one slice or volume.
 
@@ -101,9 +108,10 @@ def assemble(
         readouts: its imaging readouts in order of acquisition, at least one.
         times: float64 ``[readout]``, seconds from the scan's first imaging readout.
         header: the scan's header.
-        settings: chain properties (matrix, dimension, frames).
-        whitening: complex64 ``[coil, coil]`` from noise readouts; None: the noise level is guessed from outer k-space.
+        settings: chain properties (matrix, dimension, frames, what was done before).
+        whitening: complex64 ``[coil, coil]`` from noise readouts; None: whitened before, or the noise level is guessed from outer k-space.
         report: gets one line for everything that was decided without being asked for.
+        physiology: heart and breath as the stream told them, for gating.
 
     Raises:
         DataError: readouts that differ in shape, no trajectory where one is needed, nothing within the resolution.
@@ -122,32 +130,45 @@ def assemble(
         )
     samples = torch.from_numpy(np.ascontiguousarray(sampling.samples))
     if whitening is None:
-        level = noise_level(sampling.samples, sampling.trajectory, sampling.mask)
-        notes.append(f"no noise readouts: noise level {level:.3g} taken from outer k-space, coils not decorrelated")
+        whitened, note = arrives_whitened(sampling.samples, sampling.trajectory, sampling.mask, settings.whitened)
+        level = NOISE_ADJUST_LEVEL if whitened else noise_level(sampling.samples, sampling.trajectory, sampling.mask)
+        if note:
+            notes.append(note)
+        if not whitened:
+            notes.append(f"no noise readouts: noise level {level:.3g} taken from outer k-space, coils not decorrelated")
         samples = samples / level
     else:
         samples = whiten(samples, whitening)
+    fewer = header.channels is not None and samples.shape[0] < header.channels
+    compressed = fewer if settings.compressed is None else settings.compressed
+    if compressed:
+        notes.append(
+            "coils compressed by a stage before this one" + (f": {samples.shape[0]} of {header.channels} channels" if fewer else "")
+        )
     beyond = 1 - sampling.mask.mean()
     if beyond > 0:
         tell(f"{100 * beyond:.1f} % of the samples are discarded or lie beyond the reconstructed resolution and are left out")
-    binning = by_count(len(readouts), settings.readouts_per_frame, settings.frame_stride)
-    if binning.note:
-        tell(binning.note)
-    for note in notes:
-        tell(note)
     problem = KSpaceProblem(
         samples=samples.to(torch.complex64),
         trajectory=torch.from_numpy(np.ascontiguousarray(sampling.trajectory)),
-        frames=tuple(torch.from_numpy(frame.copy()) for frame in binning.frames),
+        frames=(torch.arange(len(readouts)),),
         readout_times=torch.from_numpy(np.asarray(times, dtype=np.float64).copy()),
-        frame_times=torch.from_numpy(frame_times(binning.frames, times)),
+        frame_times=torch.tensor([float(np.mean(times))], dtype=torch.float64),
         shape=shape,
         mask=torch.from_numpy(np.ascontiguousarray(sampling.mask)),
         cartesian=sampling.on_grid,
         field_of_view=tuple(reversed(encoding.recon.field_of_view[:dim])),
     )
+    problem, binning = framed(problem, readouts, encoding, settings, physiology or Physiology())
+    if binning.phases is not None:
+        notes.append(binning.note)
+    elif binning.note:
+        tell(binning.note)
+    for note in notes:
+        tell(note)
     distance = np.where(sampling.mask, np.linalg.norm(sampling.trajectory.astype(np.float64), axis=-1), np.inf).min(axis=1)
-    return Assembled(problem, tuple(r.head for r in readouts), distance, encoding.recon.field_of_view, tuple(notes))
+    heads = tuple(r.head for r in readouts)
+    return Assembled(problem, heads, distance, encoding.recon.field_of_view, compressed, tuple(notes), binning.phases, binning.repetitions)
 
 
 def _silent(_: str) -> None:

@@ -13,7 +13,10 @@ from importlib import metadata
 from gadgets.openmp import sleep_while_waiting
 from recon_core.errors import ReconError
 
-COMMANDS = ("demo", "simulate", "replay", "recon", "serve", "evaluate", "show", "bench", "chain", "doctor")
+COMMANDS = (
+    *("demo", "simulate", "replay", "recon", "serve", "evaluate", "show", "bench", "chain", "doctor"),
+    *("install", "workers", "openrecon"),
+)
 """Modules of ``gadgets.commands``, in the order of the help text."""
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import re
 import socket
 import threading
 import time
@@ -37,6 +38,8 @@ from recon_core.errors import DataError, ReconError
 DEFAULT_PORT = 9002
 CONNECT_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 5.0
+# The element of that name that stands directly in the root: the first of its children.
+_VERSION = re.compile(r"(?<=>)\s*<version>\s*(\d+)\s*</version>")
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +204,7 @@ class _Sender(threading.Thread):
     def run(self) -> None:
         try:
             self.connection.send(self.config)
-            self.connection.send(Header(self.scan.header))
+            self.connection.send(Header(_without_version(self.scan.header)))
             self._items()
         except Exception as error:  # noqa: BLE001 - told by the receiving thread, which would otherwise wait for ever
             self.fault = error
@@ -220,6 +223,15 @@ class _Sender(threading.Thread):
                 self.last_readout = time.monotonic()
                 self.on_sent(self.readouts)
         self.complete = True
+
+
+def _without_version(header: str) -> str:
+    """The header without ``<version>``: a Gadgetron does not hand on one that names another release of the format than its own."""
+    found = _VERSION.search(header)
+    if found is None:
+        return header
+    logger.info("header sent without <version> (%s)", found[1])
+    return header[: found.start()] + header[found.end() :]
 
 
 class _Pace:

@@ -8,6 +8,10 @@ from gadgets.xmltree import Node, fault, parse_xml
 
 NODE_MODULE = "gadgets.node"
 NODE_TARGET = "run"
+ENTRY_MODULE = "gadgetron_inr_node"
+"""The node under the name of the file that ``gadgetron-inr install`` puts beside Gadgetron's own Python modules."""
+WORKER_LIBRARY = "gadgetron_inr"
+"""``<dll>`` of a gadget in a distributed stream that a worker of ours runs; its ``<classname>`` names the chain."""
 EXECUTE = f'<execute name="{NODE_MODULE}" target="{NODE_TARGET}" type="python"/>'
 
 CONTAINERS = ("parallel", "distributed", "parallelprocess", "puredistributed")

@@ -102,6 +102,7 @@ def emit(
     numbering: Numbering,
     scale: Scale | None,
     solver: str,
+    real: bool = False,
 ) -> Iterator[ismrmrd.Image]:
     """Images of one slice or volume, one a frame.
 
@@ -110,8 +111,9 @@ def emit(
         assembled: the problem it was made from.
         header: the scan's header.
         numbering: the scan's running indices.
-        scale: scale of uint16 magnitudes; None sends complex64.
+        scale: scale of uint16 magnitudes; None sends the values themselves.
         solver: its name, for the series description.
+        real: without a scale, send float32 magnitudes instead of complex64.
     """
     frames = series.images.numpy()
     notes = [*assembled.notes, *series.notes]
@@ -119,25 +121,35 @@ def emit(
     for frame, pixels in enumerate(frames):
         head = assembled.heads[representative(assembled, frame)]
         series_index, image_index = numbering.next("images", pixels.shape)
-        data = _stored(pixels, scale)
+        data = _stored(pixels, scale, real)
         fields = _geometry(head, assembled.field_of_view)
         image = ismrmrd.Image.from_array(
             data,
             transpose=False,
-            image_type=ismrmrd.IMTYPE_COMPLEX if scale is None else ismrmrd.IMTYPE_MAGNITUDE,
+            image_type=ismrmrd.IMTYPE_COMPLEX if np.iscomplexobj(data) else ismrmrd.IMTYPE_MAGNITUDE,
             image_series_index=series_index,
             image_index=image_index,
-            repetition=frame % _UINT16,
-            **fields,
+            **{**fields, **_counters(assembled, frame)},
         )
         image.meta = _meta(head, header, notes, solver, scale, float(times[frame]))
         yield image
 
 
+def _counters(assembled: Assembled, frame: int) -> dict[str, int]:
+    """Cardiac phase where frames are gated, repetition (respiratory state, or the number of a real-time frame)."""
+    repetition = frame if assembled.repetitions is None else int(assembled.repetitions[frame])
+    phase = {} if assembled.phases is None else {"phase": int(assembled.phases[frame])}
+    return {"repetition": repetition % _UINT16, **phase}
+
+
 def representative(assembled: Assembled, frame: int) -> int:
-    """The readout whose header a frame's image inherits: nearest the k-space centre, then nearest in time, then the earlier."""
+    """The readout whose header a frame's image inherits: nearest the k-space centre, then nearest in time, then the earlier.
+
+    A gated frame without a readout inherits from the nearest frame that has some.
+    """
     problem = assembled.problem
-    readouts = problem.frames[frame].numpy()
+    occupied = [t for t, readouts in enumerate(problem.frames) if readouts.numel()]
+    readouts = problem.frames[min(occupied, key=lambda t: abs(t - frame))].numpy()
     distance = assembled.center_distance[readouts]
     # Half a cycle apart is the same line; every spoke and arm crosses the centre.
     near = readouts[distance <= distance.min() + 0.5]
@@ -146,9 +158,9 @@ def representative(assembled: Assembled, frame: int) -> int:
     return int(near[np.argmax(lag <= lag.min() + _SAME_TIME)])
 
 
-def _stored(pixels: NDArray[np.complex64], scale: Scale | None) -> NDArray[Any]:
+def _stored(pixels: NDArray[np.complex64], scale: Scale | None, real: bool) -> NDArray[Any]:
     if scale is None:
-        return np.ascontiguousarray(pixels, dtype=np.complex64)
+        return np.ascontiguousarray(np.abs(pixels) if real else pixels, dtype=np.float32 if real else np.complex64)
     return np.clip(np.rint(np.abs(pixels) / scale.slope), 0, _LARGEST).astype(np.uint16)
 
 

@@ -18,6 +18,13 @@ _MEDIAN_MAGNITUDE = math.sqrt(math.log(2))
 _SMALLEST_NOISE = 1e-4
 _OUTER = 0.85
 
+NOISE_ADJUST_LEVEL = math.sqrt(2)
+"""√E|n|² behind Gadgetron's NoiseAdjust, which scales the noise of real and imaginary part to 1 each."""
+_IMPOSSIBLE = 0.5  # quietest channel of whitened samples: nothing can lower their noise that far
+_SAME_LEVEL = 0.15
+_UNCORRELATED = 0.15
+_SAMPLES_PER_COIL = 100
+
 
 class NoiseReadouts:
     """Collects a scan's noise readouts."""
@@ -80,6 +87,47 @@ class NoiseReadouts:
         return matrix * math.sqrt(ratio * bandwidth)
 
 
+def _outermost(samples: np.ndarray, trajectory: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """The outermost used samples of k-space, ``[coil, sample]``."""
+    radius = np.linalg.norm(trajectory / np.maximum(np.abs(trajectory).max(axis=(0, 1)), 1e-6), axis=-1)
+    return samples[:, used & (radius >= _OUTER * radius[used].max())]
+
+
+def arrives_whitened(samples: np.ndarray, trajectory: np.ndarray, used: np.ndarray, declared: bool | None) -> tuple[bool, str]:
+    """Whether a stage before this one has whitened the samples, to √E|n|² = :data:`NOISE_ADJUST_LEVEL`.
+
+    Nothing on the wire says so. Undeclared, it is only believed where the covariance of outer k-space is that of whitened noise, which
+    chance does not make; signal there hides it, and the scan is then treated as one without noise readouts. Declared, it is believed
+    unless a channel is quieter than whitened noise can be: NoiseAdjust hands on a scan without noise readouts as it is.
+
+    Args:
+        samples: complex64 ``[coil, readout, sample]``, at least one used.
+        trajectory: float32 ``[readout, sample, axis]``.
+        used: bool ``[readout, sample]``.
+        declared: what the chain says; None if nothing.
+
+    Returns:
+        The answer, and what a reader of the images must know.
+    """
+    if declared is False:
+        return False, ""
+    outer = _outermost(samples, trajectory, used)
+    if declared:
+        quietest = float(np.median(np.abs(outer), axis=1).min()) / _MEDIAN_MAGNITUDE
+        if quietest < _IMPOSSIBLE:
+            return False, f"declared whitened, but a channel's outer k-space is at {quietest:.3g}: taken as not whitened"
+        return True, "whitened by a stage before this one"
+    coils, count = outer.shape
+    if count < _SAMPLES_PER_COIL * coils:
+        return False, ""
+    covariance = outer.astype(np.complex128) @ outer.conj().T.astype(np.complex128) / count
+    levels = np.sqrt(covariance.diagonal().real)
+    if not (np.abs(levels / NOISE_ADJUST_LEVEL - 1) < _SAME_LEVEL).all():
+        return False, ""
+    correlation = np.abs(covariance / np.outer(levels, levels) - np.eye(coils)).max()
+    return (True, "found whitened by a stage before this one") if correlation < _UNCORRELATED else (False, "")
+
+
 def noise_level(samples: np.ndarray, trajectory: np.ndarray, used: np.ndarray) -> float:
     """Noise standard deviation guessed from the outermost k-space samples of a scan without noise readouts.
 
@@ -93,9 +141,7 @@ def noise_level(samples: np.ndarray, trajectory: np.ndarray, used: np.ndarray) -
     Returns:
         √E|n|² of a complex sample, above zero.
     """
-    radius = np.linalg.norm(trajectory / np.maximum(np.abs(trajectory).max(axis=(0, 1)), 1e-6), axis=-1)
-    outer = used & (radius >= _OUTER * radius[used].max())
-    magnitudes = np.abs(samples[:, outer])
+    magnitudes = np.abs(_outermost(samples, trajectory, used))
     level = float(np.median(magnitudes)) / _MEDIAN_MAGNITUDE
     largest = float(np.abs(samples[:, used]).max())
     return max(level, _SMALLEST_NOISE * largest) or 1.0

@@ -34,8 +34,14 @@ class Readout:
         return (self.head.encoding_space_ref, self.head.idx.slice, self.head.idx.contrast, self.head.idx.set)
 
 
-def admit(acquisition: ismrmrd.Acquisition, number: int, header: ScanHeader) -> Readout:
+def admit(acquisition: ismrmrd.Acquisition, number: int, header: ScanHeader, channels: int | None = None) -> Readout:
     """Check one imaging readout against the header.
+
+    Args:
+        acquisition: the readout.
+        number: its place in the stream.
+        header: the scan's header.
+        channels: channels expected instead of the announced ones, where a stage before has compressed the coils.
 
     Raises:
         DataError: NaN or Inf, another channel count than announced, no sample, or more samples than a Cartesian line has.
@@ -44,10 +50,12 @@ def admit(acquisition: ismrmrd.Acquisition, number: int, header: ScanHeader) -> 
     encoding = header.encoding(head.encoding_space_ref)
     samples = np.asarray(acquisition.data)
     trajectory = np.asarray(acquisition.traj)
-    if header.channels is not None and samples.shape[0] != header.channels:
+    expected = header.channels if channels is None else channels
+    if expected is not None and samples.shape[0] != expected:
+        source = f"the header announces receiverChannels={header.channels}"
         raise DataError(
             f"readout {number}.active_channels",
-            f"{samples.shape[0]} channels, the header announces receiverChannels={header.channels}",
+            f"{samples.shape[0]} channels, {source}" + ("" if channels is None else f" and readouts before have {channels}"),
             "Send every readout with the announced channels, or correct the header.",
         )
     _check_length(head, number, encoding)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -31,16 +31,22 @@ class Truth:
     """What a simulator knows of its scan (scores: ``docs/conventions.md``).
 
     Attributes:
-        images: complex64 ``[frame, y, x]``, object times root-sum-of-squares of the whitened true coil sensitivities.
-        moving: bool ``[y, x]``, the moving region.
+        images: complex64 ``[frame, (z,) y, x]``, object times root-sum-of-squares of the whitened true coil sensitivities.
+        moving: bool ``[(z,) y, x]``, the moving region.
         times: float64 ``[frame]``, seconds from the first imaging readout.
         phantom: name and version of the phantom.
+        field_maps: off-resonance in Hz, float32 ``[frame, y, x]``, where there was any.
+        regions: bool ``[(z,) y, x]`` by name: tissues whose courses are known.
+        curves: float32 ``[frame]`` by the same names: mean magnitude of ``images`` in the region.
     """
 
     images: NDArray[np.complex64]
     moving: NDArray[np.bool_]
     times: NDArray[np.float64]
     phantom: str = ""
+    field_maps: NDArray[np.float32] | None = None
+    regions: Mapping[str, NDArray[np.bool_]] = dataclasses.field(default_factory=dict)
+    curves: Mapping[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +154,11 @@ def write_truth(path: str | Path, truth: Truth, group: str = "truth") -> None:
         target.create_dataset("images", data=np.asarray(truth.images, dtype=np.complex64))
         target.create_dataset("moving", data=np.asarray(truth.moving, dtype=bool))
         target.create_dataset("times", data=np.asarray(truth.times, dtype=np.float64))
+        if truth.field_maps is not None:
+            target.create_dataset("field_maps", data=np.asarray(truth.field_maps, dtype=np.float32))
+        for kind, members in (("regions", truth.regions), ("curves", truth.curves)):
+            for name, values in members.items():
+                target.create_dataset(f"{kind}/{name}", data=values)
 
 
 def read_truth(path: str | Path, group: str = "truth") -> Truth:
@@ -165,6 +176,8 @@ def read_truth(path: str | Path, group: str = "truth") -> Truth:
             moving=source["moving"][()],
             times=source["times"][()],
             phantom=str(source.attrs.get("phantom", "")),
+            field_maps=source["field_maps"][()] if "field_maps" in source else None,
+            **{kind: {name: part[()] for name, part in source.get(kind, {}).items()} for kind in ("regions", "curves")},
         )
 
 

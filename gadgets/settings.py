@@ -20,7 +20,9 @@ SOLVER_PREFIX = "solver."
 """Properties of this prefix are settings of the solver."""
 
 ENGINES = ("auto", "finufft", "cufinufft", "torchkbnufft", "nudft")
-IMAGE_TYPES = ("magnitude", "complex")
+IMAGE_TYPES = ("magnitude", "float", "complex")
+FRAMINGS = ("count", "order", "counters", "gated")
+GATINGS = ("ecg", "pulse", "stamps", "self")
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _YAML_SOLVER = "solver_settings"
@@ -41,6 +43,22 @@ class ChainSettings:
     frame_stride: int | None = option(
         None, "Readouts from the start of one frame to the next; auto: `readouts_per_frame`, smaller: a sliding window.", low=1
     )
+    framing: str = option(
+        "count",
+        "What makes a frame: count (`readouts_per_frame`), order (Cartesian phase encoding starts again), counters (the scanner's "
+        "repetition and phase), gated (`cardiac_phases` × `respiratory_phases`).",
+        choices=FRAMINGS,
+    )
+    gating: str = option(
+        "ecg",
+        "Heartbeats of framing=gated: ecg or pulse waveform, stamps (`physiology_time_stamp` of the readouts), self (k-space centre).",
+        choices=GATINGS,
+    )
+    cardiac_phases: int = option(20, "Frames of a heartbeat, framing=gated.", low=1, high=1000)
+    respiratory_phases: int = option(
+        1, "Respiratory states, equally many readouts each, framing=gated; 1: breathing is ignored.", low=1, high=64
+    )
+    respiration: str = option("belt", "Breathing of framing=gated: belt (waveform) or self (k-space centre).", choices=("belt", "self"))
     matrix: tuple[int, ...] | None = option(
         None, "Image matrix: one number for every axis, or `nx,ny` or `nx,ny,nz`; auto: the header's reconSpace.", low=2
     )
@@ -52,11 +70,18 @@ class ChainSettings:
     holdout: float = option(0.05, "Share of readouts withheld to choose regularisation and stopping.", low=0.0, high=0.5)
     image_type: str = option(
         "magnitude",
-        "What leaves the chain: magnitude (uint16, value = pixel · `RescaleSlope`) or complex (complex64).",
+        "What leaves the chain: magnitude (uint16, value = pixel · `RescaleSlope`), float (magnitude, float32) or complex (complex64).",
         choices=IMAGE_TYPES,
     )
     send_latents: bool = option(True, "Send what the manifold learned (principal components of the latents) as a second image series.")
     discard_readouts: int = option(0, "Imaging readouts left out at the start of the scan (approach to steady state).", low=0)
+    whitened: bool | None = option(
+        None, "Whether a stage before this one whitens (Gadgetron's NoiseAdjust); auto: where outer k-space shows what such a stage leaves."
+    )
+    compressed: bool | None = option(
+        None,
+        "Whether a stage before this one compresses coils, so that `coils` does not; auto: where fewer channels arrive than announced.",
+    )
     time_tick_ms: float = option(2.5, "One tick of `acquisition_time_stamp`.", low=0.001, high=1e6, unit="ms")
     settings: str = option("", "YAML file of further settings, relative to the working directory of the process that reconstructs.")
     solver_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -25,11 +25,13 @@ from gadgets import flags
 from gadgets.assemble import Assembled, assemble
 from gadgets.binning.clock import readout_times
 from gadgets.flags import Kind
+from gadgets.framing import Physiology
 from gadgets.header import ScanHeader, parse
 from gadgets.images import Numbering, Scale, clipped, emit, latent_image, magnitude_scale
 from gadgets.noise import NoiseReadouts
 from gadgets.readouts import Readout, admit
 from gadgets.settings import ChainSettings
+from gadgets.waveforms import Waveforms
 from recon_core.errors import DataError
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.reconstruct import Reconstruction, ReconstructionSettings, reconstruct
@@ -62,11 +64,15 @@ class Group:
         readouts: in order of acquisition.
         times: float64 ``[readout]``, seconds from the scan's first imaging readout.
         total: number of groups of the scan.
+        origin: time stamp of the scan's first imaging readout.
+        is_clock: the scan's time stamps are a clock.
     """
 
     readouts: list[Readout]
     times: NDArray[np.float64]
     total: int
+    origin: int = 0
+    is_clock: bool = True
 
 
 @dataclasses.dataclass
@@ -74,7 +80,7 @@ class Tally:
     """What came in, counted while it streams."""
 
     kinds: collections.Counter[Kind] = dataclasses.field(default_factory=collections.Counter)
-    waveforms: int = 0
+    waveforms: Waveforms = dataclasses.field(default_factory=Waveforms)
 
     def left_out(self) -> str:
         """Readouts that are neither imaging nor noise, in words; empty if none."""
@@ -83,7 +89,7 @@ class Tally:
 
 
 def sort(items: Iterable[Item], tally: Tally) -> Iterator[tuple[int, Kind, ismrmrd.Acquisition]]:
-    """Number and classify the readouts; waveforms are counted and set aside."""
+    """Number and classify the readouts; waveforms are gathered beside them."""
     number = 0
     for item in items:
         if isinstance(item, ismrmrd.Acquisition):
@@ -92,7 +98,7 @@ def sort(items: Iterable[Item], tally: Tally) -> Iterator[tuple[int, Kind, ismrm
             yield number, kind, item
             number += 1
         else:
-            tally.waveforms += 1
+            tally.waveforms.add(item)
 
 
 def keep_noise(
@@ -106,11 +112,21 @@ def keep_noise(
             yield number, acquisition
 
 
-def admitted(readouts: Iterable[tuple[int, ismrmrd.Acquisition]], header: ScanHeader, discard: int = 0) -> Iterator[Readout]:
-    """Imaging readouts checked against the header, without the first ``discard`` of the scan."""
+def admitted(
+    readouts: Iterable[tuple[int, ismrmrd.Acquisition]], header: ScanHeader, discard: int = 0, compressed: bool | None = None
+) -> Iterator[Readout]:
+    """Imaging readouts checked against the header, without the first ``discard`` of the scan.
+
+    A stage before this one may have compressed the coils, which the header does not tell: all readouts then have the channels of the
+    first, unless ``compressed`` is False.
+    """
+    channels: int | None = None
     for position, (number, acquisition) in enumerate(readouts):
-        if position >= discard:
-            yield admit(acquisition, number, header)
+        if position < discard:
+            continue
+        if position == discard and compressed is not False and acquisition.active_channels < (header.channels or 0):
+            channels = acquisition.active_channels
+        yield admit(acquisition, number, header, channels)
 
 
 def buffer(readouts: Iterable[Readout], header: ScanHeader, tick: float, report: Report) -> Iterator[Group]:
@@ -137,17 +153,25 @@ def buffer(readouts: Iterable[Readout], header: ScanHeader, tick: float, report:
     if clock.note:
         report(clock.note)
     for key in sorted(groups):
-        yield Group(groups.pop(key), clock.times[places[key]], len(places))
+        yield Group(groups.pop(key), clock.times[places[key]], len(places), stamps[0], not clock.note)
 
 
 def assembled(
-    groups: Iterable[Group], header: ScanHeader, settings: ChainSettings, noise: NoiseReadouts, report: Report
+    groups: Iterable[Group],
+    header: ScanHeader,
+    settings: ChainSettings,
+    noise: NoiseReadouts,
+    report: Report,
+    waveforms: Waveforms | None = None,
 ) -> Iterator[tuple[Group, Assembled]]:
-    """Whitened problems, one a group."""
+    """Whitened problems, one a group; ``waveforms`` hold all of the scan by the time the first group comes."""
     for group in groups:
         first = group.readouts[0]
-        whitening = noise.matrix(first.samples.shape[0], float(first.head.sample_time_us), header.noise_bandwidth)
-        made = assemble(group.readouts, group.times, header, settings, whitening, report)
+        whitening = None
+        if not settings.whitened:
+            whitening = noise.matrix(first.samples.shape[0], float(first.head.sample_time_us), header.noise_bandwidth)
+        physiology = Physiology(waveforms or Waveforms(), group.origin, group.is_clock)
+        made = assemble(group.readouts, group.times, header, settings, whitening, report, physiology)
         problem = made.problem
         report(
             f"{_name(first, group.total)}{problem.n_readouts} readouts, {problem.n_coils} channels, {problem.n_frames} frames of "
@@ -173,7 +197,9 @@ def reconstructed(
         **{f.name: getattr(settings, f.name) for f in dataclasses.fields(ReconstructionSettings)}  # same names in both records
     )
     for group, made in problems:
-        result = method(made.problem, common, dict(settings.solver_settings), report)
+        # All that a compression before this one has left is used.
+        coils = made.problem.n_coils if made.compressed else common.coils
+        result = method(made.problem, dataclasses.replace(common, coils=coils), dict(settings.solver_settings), report)
         seconds = result.report.get("seconds", {}).get("total")
         took = "" if seconds is None else f" in {seconds:.1f} s"
         report(f"{settings.solver}: {made.problem.n_frames} frames reconstructed{took}")
@@ -207,9 +233,9 @@ def run(
     tell = report or _log
     header = parse(header_text)
     tally, noise = Tally(), NoiseReadouts()
-    imaging = admitted(keep_noise(sort(items, tally), noise), header, settings.discard_readouts)
+    imaging = admitted(keep_noise(sort(items, tally), noise), header, settings.discard_readouts, settings.compressed)
     groups = buffer(_told_at_end(imaging, tally, settings, tell), header, settings.time_tick_ms / 1000, tell)
-    problems = assembled(groups, header, settings, noise, tell)
+    problems = assembled(groups, header, settings, noise, tell, tally.waveforms)
     numbering = Numbering()
     scale: Scale | None = None
     for group, made, series in reconstructed(problems, settings, tell, reconstruct if method is None else method):
@@ -218,7 +244,7 @@ def run(
             too_bright = clipped(series, scale)
             if too_bright:
                 tell(f"{too_bright} pixels exceed the scale of the image series and are clipped")
-        yield from emit(series, made, header, numbering, scale, settings.solver)
+        yield from emit(series, made, header, numbering, scale, settings.solver, real=settings.image_type != "complex")
         latents = latent_image(series, made, numbering, settings.solver) if settings.send_latents else None
         if latents is not None:
             yield latents
@@ -239,8 +265,10 @@ def _told_at_end(readouts: Iterable[Readout], tally: Tally, settings: ChainSetti
         report(f"readouts left out: {left_out}")
     if settings.discard_readouts and kept:
         report(f"first {settings.discard_readouts} imaging readouts left out (discard_readouts)")
-    if tally.waveforms:
-        report(f"{tally.waveforms} waveforms received and not used")
+    if settings.whitened and tally.kinds[Kind.NOISE]:
+        report(f"{tally.kinds[Kind.NOISE]} noise readouts not used: the chain says that the samples are whitened")
+    if len(tally.waveforms) and settings.framing != "gated":
+        report(f"{len(tally.waveforms)} waveforms received and not used")
     if not kept:
         total = sum(tally.kinds.values())
         held = ", ".join(f"{n} {kind.value}" for kind, n in tally.kinds.items()) or "none at all"

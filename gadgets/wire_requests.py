@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,12 +13,12 @@ from typing import Any, Protocol
 import ismrmrd
 
 from gadgets.chain import node_properties
+from gadgets.grammar import WORKER_LIBRARY
 from gadgets.stream import ConfigFile, ConfigScript, DependencyStatus, Query, Response
 from gadgets.xmltree import Node, fault, parse_xml
-from recon_core.errors import DataError, SettingError
+from recon_core.errors import SettingError
 
 WORKER = "worker configuration"
-WORKER_LIBRARY = "gadgetron_inr"
 DEPENDENCY_SLOT = "1019"
 _NAME = re.compile(r"[\w.\- ]{1,255}")
 
@@ -194,35 +193,6 @@ def _gadget_properties(gadget: Node) -> dict[str, str]:
             raise fault(WORKER, node.line, problem, 'Write each once: <property name="…" value="…"/>.')
         properties[name] = _child_text(node, "value") if value is None else value
     return properties
-
-
-def console_parameters(text: str) -> tuple[str | None, dict[str, str]]:
-    """Chain name and properties in the JSON that an MRD console sends as TEXT.
-
-    ``parameters.customconfig``, else ``parameters.config``, names the chain; every other parameter is a property of it.
-
-    Raises:
-        DataError: not such JSON.
-    """
-    cure = 'Send {"parameters": {"config": "NAME", "PROPERTY": "VALUE", …}}.'
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError("parameters", f"not JSON ({error})", cure) from error
-    parameters = content.get("parameters") if isinstance(content, dict) else None
-    if not isinstance(parameters, dict):
-        raise DataError("parameters", "no object `parameters`", cure)
-    name: str | None = None
-    properties: dict[str, str] = {}
-    for key, value in parameters.items():
-        if isinstance(value, (dict, list)) or value is None:
-            raise DataError(f"parameters.{key}", f"{json.dumps(value)} is not a single value", cure)
-        words = str(value).strip()
-        if key not in ("config", "customconfig"):
-            properties[key] = words
-        elif words and (name is None or key == "customconfig"):
-            name = words
-    return name, properties
 
 
 def dependency_status() -> DependencyStatus:

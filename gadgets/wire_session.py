@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 
+from gadgets import console
 from gadgets.stream import (
     Close,
     ConfigFile,
@@ -24,7 +25,7 @@ from gadgets.stream import (
     error_text,
 )
 from gadgets.wire_exchange import Exchange
-from gadgets.wire_requests import Application, Form, Request, console_parameters, dependency_status, recognise, resolve, respond
+from gadgets.wire_requests import Application, Form, Request, dependency_status, recognise, resolve, respond
 from recon_core.errors import ReconError
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ class Session:
         properties: dict[str, str] = {}
         while isinstance(message := self._next(), Text):
             if message.text.lstrip().startswith("{"):
-                new_name, new_properties = console_parameters(message.text)
+                new_name, new_properties = console.read(message.text)
                 name = new_name or name
                 properties.update(new_properties)
             else:

@@ -235,16 +235,7 @@ def cartesian_mask(n_frames: int, n_lines: int, acceleration: float, calibration
     Raises:
         SettingError: acceleration below 1 or more calibration lines than lines.
     """
-    _positive(n_frames=n_frames, n_lines=n_lines)
-    if acceleration < 1:
-        raise SettingError("acceleration", f"{acceleration} is below 1", "Give 1 or more.")
-    if not 0 <= calibration_lines <= n_lines:
-        raise SettingError("calibration_lines", f"{calibration_lines} of {n_lines} lines", f"Give 0 to {n_lines}.")
-    first = n_lines // 2 - calibration_lines // 2
-    middle = np.zeros(n_lines, dtype=bool)
-    middle[first : first + calibration_lines] = True
-    outside = np.flatnonzero(~middle)
-    mask = np.tile(middle, (n_frames, 1))
+    mask, outside = _calibrated(n_frames, n_lines, acceleration, calibration_lines)
     if outside.size == 0:
         return mask
     distance = np.abs(outside - n_lines // 2) / (n_lines / 2)
@@ -253,6 +244,55 @@ def cartesian_mask(n_frames: int, n_lines: int, acceleration: float, calibration
     for lines in mask:
         lines[rng.choice(outside, size=max(round(outside.size / acceleration), 1), replace=False, p=density / density.sum())] = True
     return mask
+
+
+def cartesian_interleaved_mask(n_frames: int, n_lines: int, acceleration: float, calibration_lines: int = 0) -> NDArray[np.bool_]:
+    """Phase-encoding lines of every frame: every so many-th, moved on from frame to frame, with a fully sampled middle.
+
+    The order of the offsets is the one whose neighbours in time lie far apart (steps of about the golden ratio), so that any few
+    consecutive frames cover k-space evenly; ``acceleration`` consecutive frames cover all of it.
+
+    Args:
+        n_frames: number of frames.
+        n_lines: lines of a full frame; k = 0 at ``n_lines // 2``.
+        acceleration: distance of the lines outside the calibration lines.
+        calibration_lines: lines about the centre in every frame.
+
+    Returns:
+        bool ``[frame, line]``.
+
+    Raises:
+        SettingError: acceleration below 1, no whole number or beyond what the lines allow, or more calibration lines than lines.
+    """
+    if acceleration != round(acceleration):
+        raise SettingError("acceleration", f"{acceleration} is no whole number", "Give one for evenly spaced lines.")
+    mask, outside = _calibrated(n_frames, n_lines, acceleration, calibration_lines)
+    distance = int(acceleration)
+    steps = [step for step in range(1, distance + 1) if math.gcd(step, distance) == 1]
+    step = min(steps, key=lambda s: abs(s - distance * (math.sqrt(5) - 1) / 2))
+    for frame, lines in enumerate(mask):
+        lines[outside[outside % distance == frame * step % distance]] = True
+    if not mask.any(axis=1).all():
+        raise SettingError("acceleration", f"{distance} leaves frames of {n_lines} lines without any", "Give less, or calibration lines.")
+    return mask
+
+
+def net_acceleration(mask: NDArray[np.bool_]) -> float:
+    """Lines of full frames over lines acquired, calibration lines included."""
+    return float(mask.size / mask.sum())
+
+
+def _calibrated(n_frames: int, n_lines: int, acceleration: float, calibration_lines: int) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+    """A mask ``[frame, line]`` with the calibration lines only, and the numbers of the other lines."""
+    _positive(n_frames=n_frames, n_lines=n_lines)
+    if acceleration < 1:
+        raise SettingError("acceleration", f"{acceleration} is below 1", "Give 1 or more.")
+    if not 0 <= calibration_lines <= n_lines:
+        raise SettingError("calibration_lines", f"{calibration_lines} of {n_lines} lines", f"Give 0 to {n_lines}.")
+    first = n_lines // 2 - calibration_lines // 2
+    middle = np.zeros(n_lines, dtype=bool)
+    middle[first : first + calibration_lines] = True
+    return np.tile(middle, (n_frames, 1)), np.flatnonzero(~middle)
 
 
 def cartesian_lines(lines: NDArray[np.integer], n_samples: int, n_lines: int, oversampling: int = 1) -> NDArray[np.float32]:

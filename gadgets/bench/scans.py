@@ -24,8 +24,11 @@ from recon_core.errors import DataError, SettingError
 from recon_core.metrics import moving_region
 from recon_core.operators.frames import FrameEncoding
 from recon_core.operators.nufft import Nufft
-from recon_core.options import build, option
-from recon_core.phantoms.cardiac import PHANTOM_VERSION, CardiacSettings, simulate
+from recon_core.options import build, option, unknown_name
+from recon_core.phantoms import cardiac, dce, speech
+from recon_core.phantoms.dce import DceScan
+from recon_core.phantoms.measurement import SimulatedScan
+from recon_core.phantoms.settings import CardiacSettings, DceSettings, SpeechSettings
 from recon_core.problem import KSpaceProblem
 from recon_core.trajectories import golden_angle_radial, resolution_limit
 
@@ -74,6 +77,20 @@ class ResampledScan:
     spokes_per_frame: int = option(8, "spokes in one frame", low=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class _SliceChoice:
+    """Which slice of a simulated volume is reconstructed."""
+
+    slice: int | None = option(None, "slice, from 0; auto: the middle one", low=0)
+
+
+_PHANTOMS: dict[str, tuple[Any, type]] = {
+    "cardiac": (cardiac, CardiacSettings),
+    "speech": (speech, SpeechSettings),
+    "dce": (dce, DceSettings),
+}
+
+
 def make(case: Case, seed: int, data: Path, progress: Progress | None = None) -> BenchScan:
     """The scan of a case.
 
@@ -103,22 +120,64 @@ def make(case: Case, seed: int, data: Path, progress: Progress | None = None) ->
 
 def _simulated(own: Mapping[str, Any], seed: int, prefix: str, progress: Progress | None) -> BenchScan:
     phantom = own.get("phantom", "cardiac")
-    if phantom != "cardiac":
-        raise SettingError(f"{prefix}phantom", f"unknown phantom {phantom!r}", "Known: cardiac.")
-    settings = build(CardiacSettings, {**{k: v for k, v in own.items() if k != "phantom"}, "seed": seed}, prefix=prefix)
-    scan = simulate(settings, progress)
-    samples = whiten(torch.from_numpy(scan.samples), whitening_matrix(torch.from_numpy(scan.noise)))
-    each = settings.readouts_per_frame
-    problem = KSpaceProblem(
-        samples=samples,
-        trajectory=torch.from_numpy(scan.trajectory),
-        frames=tuple(torch.arange(t * each, (t + 1) * each) for t in range(settings.frames)),
-        readout_times=torch.from_numpy(scan.times),
+    if phantom not in _PHANTOMS:
+        raise unknown_name(f"{prefix}phantom", str(phantom), _PHANTOMS)
+    given = {**{k: v for k, v in own.items() if k != "phantom"}, "seed": seed}
+    if phantom == "dce":
+        return _one_slice(given, prefix, progress)
+    module, kind = _PHANTOMS[phantom]
+    settings: Any = build(kind, given, prefix=prefix)
+    scan: SimulatedScan = module.simulate(settings, progress)
+    problem = _whitened(scan, torch.from_numpy(scan.samples), scan.trajectory, scan.times, settings.matrix, settings.field_of_view)
+    return BenchScan(problem, scan.truth, scan.moving, source=module.PHANTOM_VERSION)
+
+
+def _one_slice(own: Mapping[str, Any], prefix: str, progress: Progress | None) -> BenchScan:
+    """A slice of a stack of stars: a Fourier transform along the partitions makes each slice a problem of its own."""
+    number = build(_SliceChoice, {k: v for k, v in own.items() if k == "slice"}, prefix=prefix).slice
+    settings: DceSettings = build(DceSettings, {k: v for k, v in own.items() if k != "slice"}, prefix=prefix)
+    if settings.partial < 1:
+        raise SettingError(f"{prefix}partial", f"{settings.partial}", "A slice is had from all partitions: set 1.")
+    number = settings.partitions // 2 if number is None else number
+    if number >= settings.partitions:
+        raise SettingError(f"{prefix}slice", f"{number} of {settings.partitions}", "Slices count from 0.")
+    scan = dce.simulate(settings, progress)
+    samples, times = decoupled(scan, number)
+    spokes = np.ascontiguousarray(scan.trajectory.reshape(len(times), -1, *scan.trajectory.shape[1:])[:, 0, :, :2])
+    problem = _whitened(scan, samples, spokes, times, settings.matrix, settings.field_of_view)
+    return BenchScan(problem, np.ascontiguousarray(scan.truth[:, number]), scan.moving[number], source=dce.PHANTOM_VERSION)
+
+
+def decoupled(scan: DceScan, number: int) -> tuple[Tensor, NDArray[np.float64]]:
+    """Spokes of one slice of a fully measured stack of stars: complex64 ``[coil, angle, sample]``, and each angle's mean time, s."""
+    settings = scan.settings
+    each = settings.encoded
+    by_partition = np.argsort(scan.partitions[:each])
+    samples = scan.samples.reshape(settings.coils, -1, each, scan.samples.shape[-1])[:, :, by_partition]
+    place = (number - settings.partitions // 2) / each
+    turn = np.exp(2j * np.pi * place * (np.arange(each) - each // 2)) / math.sqrt(each)
+    spokes = np.tensordot(turn, samples, axes=(0, 2)).astype(np.complex64)
+    return torch.from_numpy(spokes), scan.times.reshape(-1, each).mean(axis=1)
+
+
+def _whitened(
+    scan: SimulatedScan,
+    samples: Tensor,
+    trajectory: NDArray[np.float32],
+    times: NDArray[np.float64],
+    shape: tuple[int, int],
+    field_of_view: tuple[float, float],
+) -> KSpaceProblem:
+    each = len(times) // len(scan.frame_times)
+    return KSpaceProblem(
+        samples=whiten(samples, whitening_matrix(torch.from_numpy(scan.noise))),
+        trajectory=torch.from_numpy(trajectory),
+        frames=tuple(torch.arange(t * each, (t + 1) * each) for t in range(len(scan.frame_times))),
+        readout_times=torch.from_numpy(times),
         frame_times=torch.from_numpy(scan.frame_times),
-        shape=settings.matrix,
-        field_of_view=settings.field_of_view,
+        shape=shape,
+        field_of_view=field_of_view,
     )
-    return BenchScan(problem, scan.truth, scan.moving, source=PHANTOM_VERSION)
 
 
 def _path(name: str, data: Path) -> Path:

@@ -17,10 +17,18 @@ class Binning:
     Attributes:
         frames: for every frame the int64 indices of its readouts, ascending.
         note: what a reader should know (readouts left over), empty if nothing.
+        phases: int64 ``[frame]``, cardiac phase of every frame; None where frames follow real time.
+        repetitions: int64 ``[frame]``, repetition or respiratory state of every frame; None: the frame's number.
+        times: float64 ``[readout]``, seconds within the mean cardiac cycle, in place of the time of acquisition; None: that.
+        frame_times: float64 ``[frame]``, seconds, rising; None: means of the readouts' times.
     """
 
     frames: tuple[NDArray[np.int64], ...]
     note: str = ""
+    phases: NDArray[np.int64] | None = None
+    repetitions: NDArray[np.int64] | None = None
+    times: NDArray[np.float64] | None = None
+    frame_times: NDArray[np.float64] | None = None
 
 
 def by_count(n_readouts: int, per_frame: int, stride: int | None = None) -> Binning:

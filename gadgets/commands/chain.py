@@ -43,8 +43,8 @@ def run_list(args: argparse.Namespace) -> int:
     from gadgets import chain
 
     table = Table("chain", "form", "solver", "readouts a frame")
-    for name in chain.known():
-        entry = chain.load_known(name)
+    for name in chain.packaged():
+        entry = chain.load(name)
         settings = entry.settings()
         table.add_row(name, entry.form, settings.solver, str(settings.readouts_per_frame))
     Console().print(table)
@@ -63,7 +63,11 @@ def run_check(args: argparse.Namespace) -> int:
     path = Path(args.file)
     checked = chain.parse(chain.read_text(path), path.name, host=not args.gadgetron) if path.is_file() else chain.load(args.file)
     settings = checked.settings(overrides)
-    where = f"connects to {checked.address}:{checked.port}" if checked.form == "connect" else "started for every scan"
+    where = {
+        "execute": "started for every scan",
+        "connect": f"connects to {checked.address}:{checked.port}",
+        "distributed": "parts of the scan go to workers",
+    }[checked.form]
     print(f"{checked.name}: OK, {checked.form} form ({where})")
     table = Table("property", "value", "unit", "from")
     for name, field in option_fields().items():
@@ -151,8 +155,8 @@ def _admitted(kind: Any, metadata: Any) -> str:
     if choices:
         return ", ".join(f"`{choice}`" for choice in choices)
     text = str(kind)
-    if kind is bool:
-        return "`true`, `false`"
+    if "bool" in text:
+        return ("`auto`, " if "None" in text else "") + "`true`, `false`"
     words = next((word for key, word in (("tuple", "whole numbers"), ("int", "whole number"), ("float", "number")) if key in text), "text")
     if low is not None and high is not None:
         words += f" from {low} to {high}"

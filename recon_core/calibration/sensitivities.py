@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from recon_core.errors import DataError
 from recon_core.operators.nufft import Nufft
 
 CALIBRATION_WIDTH = 24
@@ -37,6 +38,22 @@ def calibration_region(points: Tensor, samples: Tensor, weights: Tensor, shape: 
     image = _conjugate_gradients(nufft, samples, weights)
     dims = tuple(range(1, len(shape) + 1))
     return torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(image, dim=dims), dim=dims, norm="ortho"), dim=dims)
+
+
+def measured_centre(points: Tensor, largest: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the centre of a Cartesian grid, at most ``largest``, in which no line was left out (the calibration lines and more).
+
+    Args:
+        points: float32 ``[point, axis]``, cycles per field of view, on the grid.
+        largest: ``((nz,) ny, nx)``.
+    """
+    found = []
+    for axis, n in enumerate(largest):
+        measured = set(torch.unique(torch.round(points[:, len(largest) - 1 - axis])).to(torch.int64).tolist())
+        found.append(next(m for m in range(n, -1, -1) if all(k in measured for k in range(-(m // 2), m - m // 2))))
+    if min(found) < 1:
+        raise DataError("trajectory", "no line through the k-space centre", "Acquire calibration lines about the centre.")
+    return tuple(found)
 
 
 def _conjugate_gradients(nufft: Nufft, samples: Tensor, weights: Tensor) -> Tensor:
@@ -149,6 +166,8 @@ def sensitivities(
         return ones, torch.ones(shape, device=samples.device)
     width = CALIBRATION_WIDTH if len(shape) == 2 else CALIBRATION_WIDTH * 2 // 3
     small = tuple(min(n, width) for n in shape)
+    if cartesian:
+        small = measured_centre(points, small)
     region = calibration_region(points, samples, weights, small, engine, cartesian)
     kernel = KERNEL_WIDTH if len(shape) == 2 else KERNEL_WIDTH - 2
     return espirit(region, shape, kernel)

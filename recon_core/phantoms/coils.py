@@ -27,7 +27,14 @@ class LoopArray:
         centres: mm ``[coil, 3]`` as (x, y, z).
     """
 
-    def __init__(self, n_coils: int, half_axes: tuple[float, float], field_of_view: tuple[float, float], rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        n_coils: int,
+        half_axes: tuple[float, float],
+        field_of_view: tuple[float, float],
+        rng: np.random.Generator,
+        height: float = 20.0,
+    ) -> None:
         """Place the loops on an ellipse about the body, facing inwards, alternately above and below the slice.
 
         Args:
@@ -35,22 +42,30 @@ class LoopArray:
             half_axes: of the body, mm, ``(y, x)``.
             field_of_view: region in which maps are wanted, mm, ``(y, x)``.
             rng: source of each coil's phase, gain and place.
+            height: of the loops' centres above and below the middle slice, mm.
         """
         b, a = (half + 55.0 for half in half_axes)
         angle = 2 * np.pi * (np.arange(n_coils) + 0.3 * rng.uniform(-0.5, 0.5, n_coils)) / n_coils + 0.3
-        height = np.where(np.arange(n_coils) % 2 == 0, 1.0, -1.0) * (20.0 if n_coils > 1 else 0.0)
-        self.centres = np.stack([a * np.cos(angle), b * np.sin(angle), height], axis=-1)
-        radius = np.clip(1.3 * np.pi * (a + b) / 2 / max(n_coils, 4), 45.0, 95.0)
+        places = np.where(np.arange(n_coils) % 2 == 0, 1.0, -1.0) * (height if n_coils > 1 else 0.0)
+        self.centres = np.stack([a * np.cos(angle), b * np.sin(angle), places], axis=-1)
+        self._angles = angle
+        self._radius = float(np.clip(1.3 * np.pi * (a + b) / 2 / max(n_coils, 4), 45.0, 95.0))
         self._gain = rng.uniform(0.85, 1.15, n_coils) * np.exp(2j * np.pi * rng.uniform(size=n_coils))
-        y, x = (np.linspace(-0.55 * fov, 0.55 * fov, _KNOTS) for fov in field_of_view)
-        self._fields = []
-        for centre, turn in zip(self.centres, angle, strict=True):
-            field = _loop_field(centre, turn, radius, y, x)
-            self._fields.append((RectBivariateSpline(y, x, field.real), RectBivariateSpline(y, x, field.imag)))
+        self._knots = tuple(np.linspace(-0.55 * fov, 0.55 * fov, _KNOTS) for fov in field_of_view)
+        self._middle = self._fields(0.0)
 
-    def maps(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.complex64]:
-        """Sensitivities on a grid, complex64 ``[coil, y, x]``, of positions in mm."""
-        fields = np.stack([re(y, x) + 1j * im(y, x) for re, im in self._fields])
+    def _fields(self, plane: float) -> list[tuple[RectBivariateSpline, RectBivariateSpline]]:
+        y, x = self._knots
+        made = []
+        for centre, turn in zip(self.centres, self._angles, strict=True):
+            field = _loop_field(centre - np.array([0.0, 0.0, plane]), turn, self._radius, y, x)
+            made.append((RectBivariateSpline(y, x, field.real), RectBivariateSpline(y, x, field.imag)))
+        return made
+
+    def maps(self, y: NDArray[np.float64], x: NDArray[np.float64], plane: float = 0.0) -> NDArray[np.complex64]:
+        """Sensitivities on a grid, complex64 ``[coil, y, x]``, of positions in mm; ``plane`` is the slice's place along z, mm."""
+        splines = self._middle if plane == 0.0 else self._fields(plane)
+        fields = np.stack([re(y, x) + 1j * im(y, x) for re, im in splines])
         return (self._gain[:, None, None] * fields).astype(np.complex64)
 
     def noise_covariance(self, rng: np.random.Generator) -> NDArray[np.complex128]:

@@ -72,6 +72,35 @@ def test_simulated_scan_is_whitened_and_without_maps() -> None:
     assert not torch.equal(problem.samples, other.problem.samples)
 
 
+def test_speech_comes_on_single_arms() -> None:
+    fields = {"kind": "simulate", "phantom": "speech", "matrix": [24, 30], "frames": 5, "coils": 2, "detail": 2}
+    scan = scans.make(parse("c", {"title": "t", "scan": fields}), 1, Path())
+    assert scan.problem.shape == (24, 30)
+    assert [f.numel() for f in scan.problem.frames] == [1] * 5
+    assert scan.source.startswith("speech")
+    assert scan.truth is not None
+    assert scan.truth.shape == (5, 24, 30)
+
+
+@pytest.mark.parametrize("order", ["linear", "centre_out"])
+def test_a_slice_of_a_stack_of_stars_is_a_problem_of_its_own(order: str) -> None:
+    """Densely sampled, its gridded image is the truth of that slice and of no other."""
+    fields = {"kind": "simulate", "phantom": "dce", "matrix": [20, 24], "partitions": 4, "thickness": 25, "frames": 2, "coils": 1}
+    fields |= {"spokes_per_frame": 32, "duration": 3, "order": order, "snr": 1000, "slice_oversampling": 0.5}
+    scan = scans.make(parse("c", {"title": "t", "scan": {**fields, "slice": 1}}), 2, Path())
+    problem = scan.problem
+    assert problem.shape == (20, 24)
+    assert [f.numel() for f in problem.frames] == [32, 32]
+    assert float(problem.readout_times.diff().min()) == pytest.approx(3 / 64)
+    calibrated = problem.replace(weights=problem.trajectory.norm(dim=-1), sensitivities=torch.ones((1, 20, 24), dtype=torch.complex64))
+    images = FrameEncoding(calibrated).backprojection(density=True).numpy()
+    assert scan.truth is not None
+    own = score(images, scan.truth, scan.moving)["psnr_db"]
+    other = scans.make(parse("c", {"title": "t", "scan": {**fields, "slice": 3}}), 2, Path())
+    assert own > 22
+    assert own > score(images, other.truth, other.moving)["psnr_db"] + 3
+
+
 def test_resampled_series(tmp_path: Path) -> None:
     write_series(tmp_path / "full.h5")
     scan = scans.resampled(scans.ResampledScan(file="full.h5", lines_per_frame=NY, spokes_per_frame=20), tmp_path)
@@ -137,6 +166,11 @@ def test_faults(tmp_path: Path) -> None:
         scans.make(absent, 0, tmp_path)
     with pytest.raises(SettingError, match="phantom"):
         scans.make(parse("c", {"title": "t", "scan": {"kind": "simulate", "phantom": "cardiak"}}), 0, tmp_path)
+    stars = {"kind": "simulate", "phantom": "dce", "partitions": 4}
+    with pytest.raises(SettingError, match="slice"):
+        scans.make(parse("c", {"title": "t", "scan": {**stars, "slice": 4}}), 0, tmp_path)
+    with pytest.raises(SettingError, match="partial"):
+        scans.make(parse("c", {"title": "t", "scan": {**stars, "partial": 0.8}}), 0, tmp_path)
     with pytest.raises(SettingError, match="Did you mean 'frames'"):
         scans.make(parse("c", {"title": "t", "scan": {"kind": "simulate", "frame": 3}}), 0, tmp_path)
 

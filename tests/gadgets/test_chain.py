@@ -28,17 +28,18 @@ def line_of(text: str, words: str) -> int:
 
 
 def test_packaged_chains_are_found_by_name_and_hold_valid_properties():
-    assert chain.known() == ["cardiac.xml", "cardiac_connect.xml"]
+    assert {"cardiac.xml", "cardiac_connect.xml", "cine.xml", "cine_connect.xml"} <= set(chain.known())
     for name in chain.known():
         entry = chain.load(name)
         assert entry == chain.load(name.removesuffix(".xml")) == chain.load_known(name)
-        assert entry.application == "cardiac"
+        assert entry.application == name.removesuffix(".xml").removesuffix("_connect")
         assert entry.settings() == chain_settings(entry.properties)
-        assert entry.settings().solver == "subspace_inr"
+    assert chain.load("cardiac").settings().solver == "subspace_inr"
 
 
-def test_execute_and_connect_forms_differ_only_in_the_form():
-    execute, connect = chain.load("cardiac"), chain.load("cardiac_connect")
+@pytest.mark.parametrize("name", ["cardiac", "cine"])
+def test_execute_and_connect_forms_differ_only_in_the_form(name):
+    execute, connect = chain.load(name), chain.load(f"{name}_connect")
     assert (execute.form, execute.address, execute.port) == ("execute", None, None)
     assert (connect.form, connect.address, connect.port) == ("connect", "localhost", 18000)
     assert execute.properties == connect.properties
@@ -56,7 +57,7 @@ def test_load_takes_a_path_and_load_known_does_not(tmp_path: Path):
 
 
 def test_unknown_chain_is_told_with_the_known_ones():
-    with pytest.raises(SettingError, match=r"cardiac\.xml, cardiac_connect\.xml") as caught:
+    with pytest.raises(SettingError, match=r"cardiac\.xml, cardiac_connect\.xml, cine\.xml") as caught:
         chain.load("cardac.xml")
     assert "'cardiac.xml'" in caught.value.cure
 

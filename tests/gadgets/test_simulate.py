@@ -9,7 +9,8 @@ from gadgets import cli
 from gadgets.flags import Kind, kind
 from gadgets.header import parse
 from gadgets.scanfile import read_scan, read_truth
-from gadgets.simulation import Slice, encoded_space, header, store
+from gadgets.simulated_protocol import protocol
+from gadgets.simulation import Slice, header, store
 from recon_core.phantoms.cardiac import PHANTOM_VERSION, CardiacSettings, simulate
 
 SETTINGS = CardiacSettings(matrix=(21, 30), field_of_view=(240.0, 320.0), coils=3, frames=25, readouts_per_frame=2, detail=2)
@@ -66,7 +67,8 @@ def test_trajectories_are_cycles_per_encoded_pixel(stored, scan):
     traj = np.stack([a.traj for a in _acquisitions(stored) if kind(a) is Kind.IMAGING])
     assert np.abs(traj).max() <= 0.5 + 1e-6
     assert np.linalg.norm(traj, axis=-1).max() == pytest.approx(0.5, rel=1e-5)
-    pixels, length = encoded_space(scan)
+    encoded = protocol(scan).encoded
+    pixels, length = encoded.matrix[0], encoded.field_of_view[0]
     np.testing.assert_allclose(traj * pixels * np.array([320.0, 240.0]) / length, scan.trajectory, atol=1e-5)
 
 

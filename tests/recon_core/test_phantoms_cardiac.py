@@ -9,9 +9,9 @@ import torch
 from recon_core.errors import SettingError
 from recon_core.metrics import align, moving_region, psnr_db
 from recon_core.options import build
-from recon_core.phantoms import cardiac
 from recon_core.phantoms.cardiac import CardiacObject, CardiacSettings, simulate
 from recon_core.phantoms.coils import LoopArray, _loop_field, grid_axes
+from recon_core.phantoms.measurement import sample_slice
 from recon_core.phantoms.physiology import Physiology
 from recon_core.phantoms.raster import capsule, noise_texture, share, superellipse
 
@@ -173,7 +173,7 @@ def test_samples_are_the_exact_sum_over_the_object_at_each_readouts_time(anatomy
     trajectory = rng.uniform(-32, 32, (3, 4, 2)).astype(np.float32)
     times = np.array([0.0, 0.2, 0.34])
     calls = []
-    samples = cardiac._sample(anatomy, maps, trajectory, times, (64, 64), lambda done, total: calls.append((done, total)))
+    samples = sample_slice(anatomy, maps, trajectory, times, (64, 64), lambda done, total: calls.append((done, total)))
     r = (np.arange(192) - 96) / 192
     for number, time in enumerate(times):
         weighted = maps * anatomy.at(time).numpy()
@@ -206,6 +206,32 @@ def test_a_full_scan_gives_the_truth_back_in_scale_and_place():
     assert psnr_db(combined[None], truth[None])[0] > 30
     scaled, _ = align(combined[None], truth[None])
     assert np.linalg.norm(scaled) / np.linalg.norm(combined) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("oversampling", [1, 2])
+def test_full_cartesian_frames_give_the_truth_back(oversampling):
+    settings = CardiacSettings(
+        matrix=(30, 37),
+        field_of_view=(260.0, 330.0),
+        coils=3,
+        frames=2,
+        trajectory="cartesian",
+        acceleration=1,
+        oversampling=oversampling,
+        snr=1e4,
+        repetition_time=0.1,
+        timing="physiological",
+    )
+    scan = simulate(settings)
+    assert scan.samples.shape == (3, 60, 37 * oversampling)
+    assert scan.net_acceleration == 1
+    whiten = np.linalg.inv(np.linalg.cholesky(scan.noise @ scan.noise.conj().T / scan.noise.shape[1]))
+    frame = np.tensordot(whiten, scan.samples[:, :30, ::oversampling], axes=1)
+    if oversampling == 2:  # sample 37 is k = 0, even ones from there are the image's own
+        frame = np.tensordot(whiten, scan.samples[:, :30, 37 % 2 :: 2], axes=1)
+    images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(frame, axes=(1, 2)), norm="ortho"), axes=(1, 2))
+    combined, truth = np.linalg.norm(images, axis=0)[None], np.abs(scan.truth[:1])
+    assert psnr_db(combined, truth)[0] > 35
 
 
 def test_the_noise_level_is_the_snr_asked_for(small):

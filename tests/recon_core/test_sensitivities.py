@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from recon_core.calibration.density import density_weights
-from recon_core.calibration.sensitivities import calibration_region, espirit, sensitivities
+from recon_core.calibration.sensitivities import calibration_region, espirit, measured_centre, sensitivities
+from recon_core.errors import DataError
 from recon_core.operators.nufft import Nufft
 
 GOLDEN = math.pi * (math.sqrt(5) - 1) / 2
@@ -122,3 +123,19 @@ def test_espirit_of_constant_coils_is_their_ratio() -> None:
     maps, eigenvalues = espirit(gains[:, None, None] * spectrum, (20, 24))
     torch.testing.assert_close(maps, gains[:, None, None].expand(2, 20, 24), rtol=0, atol=1e-3)
     assert float(eigenvalues.max()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_cartesian_maps_use_the_centre_without_gaps(toy: ModuleType) -> None:
+    """Ten calibration lines, every fourth line beyond: holes in the calibration region would spoil the kernels."""
+    shape = (36, 30)
+    points, samples, _, maps, truth = scan(toy, shape, cartesian=True)
+    line = points[:, 1]
+    kept = ((line >= -5) & (line < 5)) | (torch.remainder(line, 4) == 0)
+    points, samples = points[kept], samples[:, kept]
+    assert measured_centre(points, (24, 24)) == (10, 24)
+    assert measured_centre(points[points[:, 1] != -5], (24, 24)) == (9, 24)
+    found, _ = sensitivities(points, samples, torch.ones(points.shape[0]), shape, cartesian=True)
+    inside = truth.abs() > 0.3 * truth.abs().max()
+    assert float(agreement(found, maps)[inside].mean()) > 0.995
+    with pytest.raises(DataError, match="no line through the k-space centre"):
+        measured_centre(points[points[:, 1] != 0], (24, 24))

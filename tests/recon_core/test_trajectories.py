@@ -11,9 +11,11 @@ from recon_core.trajectories import (
     PROTON_HZ_PER_MT,
     GradientLimits,
     archimedean_arm,
+    cartesian_interleaved_mask,
     cartesian_lines,
     cartesian_mask,
     golden_angle_radial,
+    net_acceleration,
     resolution_limit,
     spiral_arms,
     stack_of_stars,
@@ -110,6 +112,28 @@ def test_a_cartesian_mask_counts_acceleration_outside_the_middle():
     assert mask[:, middle].mean() > 2 * mask[:, outer].mean()
     np.testing.assert_array_equal(mask, cartesian_mask(20, 97, 4.0, 9, seed=5))
     assert cartesian_mask(2, 8, 3.0, calibration_lines=8).all()
+
+
+@pytest.mark.parametrize(("acceleration", "lines"), [(4, 70), (8, 70), (5, 33), (1, 20)])
+def test_evenly_spaced_lines_move_on_from_frame_to_frame(acceleration, lines):
+    mask = cartesian_interleaved_mask(3 * acceleration, lines, acceleration, calibration_lines=8)
+    middle = slice(lines // 2 - 4, lines // 2 + 4)
+    assert mask[:, middle].all()
+    outside = np.delete(mask, np.arange(lines)[middle], axis=1)
+    # Any so many consecutive frames have every line once.
+    for first in range(2 * acceleration):
+        np.testing.assert_array_equal(outside[first : first + acceleration].sum(axis=0), 1)
+    frame = np.delete(np.arange(lines), np.arange(lines)[middle])[outside[1]]
+    assert (np.diff(frame) % acceleration == 0).all()
+    assert net_acceleration(mask) == pytest.approx(mask.size / np.count_nonzero(mask))
+    assert net_acceleration(mask) <= acceleration
+
+
+def test_evenly_spaced_lines_need_a_whole_acceleration_that_leaves_lines():
+    with pytest.raises(SettingError, match=r"2\.5 is no whole number"):
+        cartesian_interleaved_mask(4, 20, 2.5)
+    with pytest.raises(SettingError, match="leaves frames of 6 lines without any"):
+        cartesian_interleaved_mask(8, 6, 8)
 
 
 def test_bad_numbers_are_refused():
