@@ -207,7 +207,9 @@ def test_local_in_its_place_is_said_in_log_status_and_images(scans, heard, caplo
 
 def test_a_scheduler_without_workers_is_told(scans):
     with (
-        distributed.LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address="127.0.0.1:0", host="127.0.0.1") as cluster,
+        distributed.LocalCluster(
+            n_workers=0, processes=False, protocol="tcp://", dashboard_address="127.0.0.1:0", host="127.0.0.1"
+        ) as cluster,
         pytest.raises(SchedulerAwayError, match=r"has no worker.*dask worker"),
     ):
         list(stages.run(on(cluster.scheduler_address), *slices(scans, 1)))
