@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Builds Dockerfile.server and Dockerfile.gadgetron without a container engine or an image registry, and runs what they give.
-#   docker/check.sh [FOLDER]     FOLDER (default build/containers) takes about 12 GB, and can be deleted afterwards
-# Needs root and Debian's buildah, crun, debootstrap, iproute2. The base is Debian 12 with Python from debootstrap; Gadgetron's image has a stand-in.
+#   docker/check.sh [FOLDER] [server|gadgetron]     FOLDER (default build/containers) takes about 12 GB, and can be deleted afterwards
+# Needs root and Debian's buildah, runc, debootstrap. The base is Debian 12 with Python from debootstrap; Gadgetron's image has a stand-in.
 # What pip is told on this machine (index, local wheels, certificates) holds for the builds; MIRROR names another Debian mirror.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(realpath -m "${1:-build/containers}")
 mkdir -p "$work"
-for program in buildah crun debootstrap ip nsenter python3; do
+for program in buildah runc debootstrap python3; do
     command -v "$program" > /dev/null || { echo "error: $program is not installed" >&2; exit 1; }
 done
 store() { buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs "$@"; }
@@ -41,25 +41,24 @@ build() {  # NAME FILE BASE [ARGUMENT…]
     store images --format "$name: {{.Size}}" "localhost/$name"
 }
 
-container=""
+container="" from=""
 stop() {
-    [ -z "$container" ] || crun --root "$work/crun" --cgroup-manager disabled delete --force "$container" || true
-    container=""
+    [ -z "$container" ] || runc --root "$work/runc" delete --force "$container" || true
+    [ -z "$from" ] || store rm "$from" > /dev/null || true
+    container="" from=""
 }
 trap stop EXIT
+printf '127.0.0.1 localhost inr\n' > "$work/hosts"
 start() {  # NAME: the image's own user, environment, entry point and command, on a read-only root
-    local name=$1 bundle=$work/bundle-$1 from root
+    local name=$1 bundle=$work/bundle-$1 root
     mkdir -p "$bundle"
     from=$(store from --pull-never "localhost/$name")
     root=$(store mount "$from")
-    store inspect --type image --format '{{json .Docker.Config}}' "localhost/$name" \
-        | python3 docker/bundle.py "$root" "${@:2}" > "$bundle/config.json"
+    store inspect --type image "localhost/$name" | python3 docker/bundle.py "$root" "$work/hosts" "${@:2}" > "$bundle/config.json"
     container=inr-$name-$$
-    crun --root "$work/crun" --cgroup-manager disabled run --detach --bundle "$bundle" "$container" > "$work/$name.run.log" 2>&1 < /dev/null
-    pid=$(crun --root "$work/crun" state "$container" | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p')
-    nsenter --target "$pid" --net ip link set lo up
+    runc --root "$work/runc" run --detach --bundle "$bundle" "$container" > "$work/$name.run.log" 2>&1 < /dev/null
 }
-inside() { crun --root "$work/crun" --cgroup-manager disabled exec "$container" "$@" < /dev/null; }
+inside() { runc --root "$work/runc" exec "$container" "$@" < /dev/null; }
 expect_read_only() {
     [ "$(inside id -u)" = "$1" ] || { echo "error: runs as $(inside id -u), not as $1" >&2; exit 1; }
     if inside touch /opt/written 2> "$work/touch.log"; then echo "error: the root file system can be written" >&2; exit 1; fi
@@ -71,28 +70,34 @@ replay() {
     inside gadgetron-inr --quiet replay /tmp/scan.h5 -c cardiac.xml -o /tmp/out.h5 -s solver=cg_sense -t 60000
 }
 
-build server docker/Dockerfile.server localhost/base
-say "run server"
-start server
-expect_read_only 10001
-replay
-python3 -c 'import json, sys; print(*json.load(sys.stdin)["Healthcheck"]["Test"][1:], sep="\n")' \
-    < <(store inspect --type image --format '{{json .Docker.Config}}' localhost/server) > "$work/health"
-mapfile -t health < "$work/health"
-inside "${health[@]}"
-echo "health check answered"
-stop
+check_server() {
+    build server docker/Dockerfile.server localhost/base
+    say "run server"
+    start server
+    expect_read_only 10001
+    replay
+    local health
+    mapfile -t health < <(store inspect --type image localhost/server \
+        | python3 -c 'import json, sys; print(*json.load(sys.stdin)["Docker"]["config"]["Healthcheck"]["Test"][1:], sep="\n")')
+    inside "${health[@]}"
+    echo "health check answered"
+    stop
+}
 
-build stand-in docker/Dockerfile.stand-in localhost/base
-build gadgetron docker/Dockerfile.gadgetron localhost/stand-in --build-arg VARIANT=cpu --build-arg EXTRAS=
-say "run the package in Gadgetron's environment"
-start gadgetron gadgetron-inr serve
-expect_read_only 1000
-inside python -m pip list --format=freeze | grep -E '^(numpy|scipy|ismrmrd|gadgetron|torch)=='
-for version in numpy==1.26.4 scipy==1.13.1 ismrmrd==1.14.0 gadgetron==1.4.1; do
-    inside python -m pip list --format=freeze | grep -qx "$version" || { echo "error: $version was changed" >&2; exit 1; }
-done
-inside gadgetron-inr chain check /opt/conda/envs/gadgetron/share/gadgetron/config/inr_cardiac.xml > /dev/null
-replay
-stop
-say "both images build and run"
+check_gadgetron() {
+    build stand-in docker/Dockerfile.stand-in localhost/base
+    build gadgetron docker/Dockerfile.gadgetron localhost/stand-in --build-arg VARIANT=cpu --build-arg EXTRAS=
+    say "run the package in Gadgetron's environment"
+    start gadgetron gadgetron-inr serve
+    expect_read_only 1000
+    inside python -m pip list --format=freeze > "$work/gadgetron.versions"
+    for version in numpy==1.26.4 scipy==1.13.1 ismrmrd==1.14.0 gadgetron==1.4.1; do
+        grep -x "$version" "$work/gadgetron.versions" || { echo "error: $version was changed" >&2; exit 1; }
+    done
+    inside gadgetron-inr chain check /opt/conda/envs/gadgetron/share/gadgetron/config/inr_cardiac.xml > /dev/null
+    replay
+    stop
+}
+
+for image in ${2:-server gadgetron}; do "check_$image"; done
+say "built and run: ${2:-server gadgetron}"

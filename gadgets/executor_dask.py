@@ -219,10 +219,15 @@ class DaskRun(Generic[T]):
                 resources=self._resources or None,
             )
         running.attempts[attempt] = _Attempt(future, time.monotonic())
+        future.add_done_callback(self._wake)
 
     def _hear(self, event: tuple[float, dict[str, str]]) -> None:
         """Called in Dask's thread."""
         self._words.put(event[1])
+
+    def _wake(self, future: distributed.Future) -> None:
+        """Called in Dask's thread: something is ready, so the wait for words may end."""
+        self._words.put({})
 
     def _listen(self) -> None:
         """Pass on what workers say; waits a moment for the first word."""
@@ -234,7 +239,7 @@ class DaskRun(Generic[T]):
                 return
             wait = 0.001
             for running in self._running:
-                attempt = running.attempts.get(word["attempt"])
+                attempt = running.attempts.get(word.get("attempt", ""))
                 if attempt is None or running.result is not None:
                     continue
                 attempt.heard = time.monotonic()
