@@ -6,7 +6,12 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 # Two processes share two cores: more threads each would only fight.
 TEST_WORKERS ?= 2
 
-.PHONY: demo test lint bench install clean
+# Versions of a Gadgetron image, in an environment of their own.
+OLD_PYTHON ?= python3.11
+OLD_VENV   := .venv-gadgetron
+OLD_TESTS  ?= tests
+
+.PHONY: demo test test-gadgetron-versions lint bench install clean
 
 install: $(STAMP)
 
@@ -22,15 +27,25 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=85
 
+$(OLD_VENV)/.installed: pyproject.toml constraints-gadgetron.txt
+	$(OLD_PYTHON) -m venv $(OLD_VENV)
+	$(OLD_VENV)/bin/python -m pip --disable-pip-version-check -q install -c constraints-gadgetron.txt torch
+	$(OLD_VENV)/bin/python -m pip --disable-pip-version-check -q install -c constraints-gadgetron.txt -e ".[test]"
+	touch $@
+
+test-gadgetron-versions: $(OLD_VENV)/.installed
+	OMP_NUM_THREADS=1 $(OLD_VENV)/bin/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile $(OLD_TESTS)
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/typos
+	$(BIN)/hadolint docker/Dockerfile.*
 
 bench: $(STAMP)
 	$(BIN)/gadgetron-inr bench standard --peer bart --json benchmarks/results --readme README.md
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) $(OLD_VENV) demo build *.egg-info

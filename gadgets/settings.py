@@ -24,6 +24,10 @@ IMAGE_TYPES = ("magnitude", "float", "complex")
 FRAMINGS = ("count", "order", "counters", "gated")
 GATINGS = ("ecg", "pulse", "stamps", "self")
 
+LOCAL = "local"
+"""``executor`` that is this process."""
+
+_SCHEDULER = re.compile(r"(tcp|tls)://[^\s:/]+:\d{1,5}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _YAML_SOLVER = "solver_settings"
 
@@ -83,6 +87,13 @@ class ChainSettings:
         "Whether a stage before this one compresses coils, so that `coils` does not; auto: where fewer channels arrive than announced.",
     )
     time_tick_ms: float = option(2.5, "One tick of `acquisition_time_stamp`.", low=0.001, high=1e6, unit="ms")
+    executor: str = option(
+        LOCAL, "Where slices, contrasts and sets are reconstructed: local, or side by side on a Dask scheduler, tcp://host:port."
+    )
+    executor_fallback: bool = option(False, "Reconstruct locally when the Dask scheduler is away, and say so in the images.")
+    executor_patience_s: float = option(
+        300.0, "Silence of a problem after which another Dask worker does it again.", low=1.0, high=86400.0, unit="s"
+    )
     settings: str = option("", "YAML file of further settings, relative to the working directory of the process that reconstructs.")
     solver_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -94,6 +105,8 @@ class ChainSettings:
         """
         if _DEVICE.fullmatch(self.device) is None:
             raise SettingError("device", f"unknown value {self.device!r}", "Choose auto, cpu, cuda or cuda:N (N counts from 0).")
+        if self.executor != LOCAL and _SCHEDULER.fullmatch(self.executor) is None:
+            raise SettingError("executor", f"unknown value {self.executor!r}", "Choose local or a Dask scheduler, tcp://host:port.")
         if self.matrix is not None and len(self.matrix) not in (1, 2, 3):
             raise SettingError("matrix", f"{len(self.matrix)} numbers", "Give one number, `nx,ny` or `nx,ny,nz`.")
         if self.matrix is not None and self.dimension is not None and len(self.matrix) not in (1, self.dimension):

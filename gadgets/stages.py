@@ -15,7 +15,7 @@ import collections
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeAlias
+from typing import TypeAlias
 
 import ismrmrd
 import numpy as np
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from gadgets import flags
 from gadgets.assemble import Assembled, assemble
 from gadgets.binning.clock import readout_times
+from gadgets.executor import Method, Reconstruct, Task, execute
 from gadgets.flags import Kind
 from gadgets.framing import Physiology
 from gadgets.header import ScanHeader, parse
@@ -33,27 +34,13 @@ from gadgets.readouts import Readout, admit
 from gadgets.settings import ChainSettings
 from gadgets.waveforms import Waveforms
 from recon_core.errors import DataError
-from recon_core.problem import ImageSeries, KSpaceProblem
-from recon_core.reconstruct import Reconstruction, ReconstructionSettings, reconstruct
+from recon_core.problem import ImageSeries
+from recon_core.reconstruct import ReconstructionSettings, reconstruct
 
 logger = logging.getLogger(__name__)
 
 Item: TypeAlias = ismrmrd.Acquisition | ismrmrd.Waveform
 Report: TypeAlias = Callable[[str], None]
-
-
-class Reconstruct(Protocol):
-    """What turns a problem into images: :func:`recon_core.reconstruct.reconstruct`."""
-
-    def __call__(
-        self,
-        problem: KSpaceProblem,
-        settings: ReconstructionSettings,
-        solver_settings: dict[str, Any],
-        progress: Report | None,
-    ) -> Reconstruction:
-        """Reconstruct one problem."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -174,7 +161,7 @@ def assembled(
         made = assemble(group.readouts, group.times, header, settings, whitening, report, physiology)
         problem = made.problem
         report(
-            f"{_name(first, group.total)}{problem.n_readouts} readouts, {problem.n_coils} channels, {problem.n_frames} frames of "
+            f"{_name(first.head, group.total)}{problem.n_readouts} readouts, {problem.n_coils} channels, {problem.n_frames} frames of "
             f"{'×'.join(str(n) for n in reversed(problem.shape))} pixels"
         )
         # The copies in the problem suffice from here on.
@@ -182,10 +169,10 @@ def assembled(
         yield group, made
 
 
-def _name(readout: Readout, total: int) -> str:
+def _name(head: ismrmrd.AcquisitionHeader, total: int) -> str:
     if total == 1:
         return ""
-    index = readout.head.idx
+    index = head.idx
     return f"slice {index.slice}, contrast {index.contrast}, set {index.set}: "
 
 
@@ -196,10 +183,17 @@ def reconstructed(
     common = ReconstructionSettings(
         **{f.name: getattr(settings, f.name) for f in dataclasses.fields(ReconstructionSettings)}  # same names in both records
     )
-    for group, made in problems:
-        # All that a compression before this one has left is used.
-        coils = made.problem.n_coils if made.compressed else common.coils
-        result = method(made.problem, dataclasses.replace(common, coils=coils), dict(settings.solver_settings), report)
+    # All that a compression before this one has left is used.
+    tasks = (
+        Task(
+            made.problem,
+            _name(made.heads[0], group.total),
+            (group, made),
+            coils=made.problem.n_coils if made.compressed else None,
+        )
+        for group, made in problems
+    )
+    for (group, made), result in execute(tasks, Method(method, common, dict(settings.solver_settings)), settings, report):
         seconds = result.report.get("seconds", {}).get("total")
         took = "" if seconds is None else f" in {seconds:.1f} s"
         report(f"{settings.solver}: {made.problem.n_frames} frames reconstructed{took}")

@@ -18,6 +18,10 @@ class ReconError(ValueError):
         self.problem = problem
         self.cure = cure
 
+    def __reduce__(self) -> tuple[type[ReconError], tuple[str, str, str]]:
+        """Travel between processes: pickle would hand the joined words to the three arguments."""
+        return type(self), (self.field, self.problem, self.cure)
+
 
 class SettingError(ReconError):
     """A setting is unknown, of the wrong type or out of range."""

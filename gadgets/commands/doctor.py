@@ -26,11 +26,12 @@ _IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "scikit-image": "skimage"}
 _LACKING = {
     "torchkbnufft": "engine torchkbnufft was not run; finufft does its work on the CPU",
     "cufinufft": "engine cufinufft was not run; on a GPU torchkbnufft is used",
+    "distributed": "a chain's executor must be local",
     "matplotlib": "pictures (show, demo) cannot be drawn",
     "pillow": "cine GIFs cannot be written",
     "scikit-image": "SSIM cannot be computed (evaluate, demo)",
 }
-_OPTIONAL_EXTRAS = ("torchkbnufft", "cuda", "pictures")
+_OPTIONAL_EXTRAS = ("torchkbnufft", "cuda", "dask", "pictures")
 _ENGINE_ACCURACY = 1e-3
 
 
