@@ -18,6 +18,12 @@ _MODULES = {
     "subspace_inr": "recon_core.solvers.subspace_inr",
     "low_rank_sparse": "recon_core.solvers.low_rank_sparse",
     "inmr": "recon_core.solvers.inmr",
+    "hash_inr": "recon_core.solvers.hash_inr",
+    "stinr": "recon_core.solvers.stinr",
+    "da_inr": "recon_core.solvers.da_inr",
+    "fmlp": "recon_core.solvers.fmlp",
+    "td_dip": "recon_core.solvers.td_dip",
+    "nik": "recon_core.solvers.nik",
 }
 
 
