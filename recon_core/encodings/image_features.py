@@ -144,7 +144,7 @@ class Mdsr(nn.Module):
         except RuntimeError as error:
             raise DataError("weights_file", str(error).replace("\n", " "), _LAYOUT) from error
         # Files for grey values of 0 … 1 shift by less than one.
-        network.range = 255.0 if float(network.sub_mean.bias.abs().max()) > 1 else 1.0
+        network.range = 255.0 if float(network.sub_mean.bias.detach().abs().max()) > 1 else 1.0
         return network.requires_grad_(False).eval()
 
 

@@ -24,7 +24,7 @@ class DaInrSettings(FieldSettings):
 
     steps: int = option(2000, "optimiser steps", low=1, high=1_000_000)
     batch_frames: int = option(1, "frames a step", low=1, high=4096)
-    learning_rate: float = option(1e-3, "AdamW's learning rate, halved at half and three quarters of the run", low=1e-7, high=1.0)
+    learning_rate: float = option(3e-3, "AdamW's learning rate, halved at half and three quarters of the run", low=1e-7, high=1.0)
     levels: int = option(16, "levels of the hash encoding (paper: 16)", low=1, high=24)
     features: int = option(2, "features a level (paper: 2)", low=1, high=8)
     base_resolution: int = option(16, "grid points an axis of the coarsest level (paper: 16)", low=2, high=512)

@@ -23,7 +23,7 @@ class FmlpSettings(FieldSettings):
 
     steps: int = option(1500, "optimiser steps", low=1, high=1_000_000)
     batch_frames: int = option(1, "frames a step", low=1, high=4096)
-    learning_rate: float = option(1e-3, "Adam's learning rate, halved at half and three quarters of the run", low=1e-7, high=1.0)
+    learning_rate: float = option(3e-3, "Adam's learning rate, halved at half and three quarters of the run", low=1e-7, high=1.0)
     spatial_features: int = option(512, "Fourier features of space", low=2, high=8192)
     temporal_features: int = option(128, "Fourier features of time", low=2, high=8192)
     spatial_bandwidth: float = option(0.12, "standard deviation of spatial frequencies, cycles per pixel", low=1e-4, high=1.0)

@@ -20,7 +20,7 @@ class TdDipSettings(FieldSettings):
 
     steps: int = option(2000, "optimiser steps (paper: 10,000)", low=1, high=1_000_000)
     batch_frames: int = option(1, "frames a step", low=1, high=4096)
-    learning_rate: float = option(1e-3, "Adam's learning rate, halved at half and three quarters of the run", low=1e-7, high=1.0)
+    learning_rate: float = option(3e-3, "Adam's learning rate, halved at half and three quarters of the run", low=1e-7, high=1.0)
     turns: float | None = option(None, "turns of the latent helix in the scan; auto: the navigator's strongest period", low=0.0, high=1e5)
     mapped: int = option(512, "hidden width of the latent's MLP", low=4, high=4096)
     channels: int = option(128, "channels of the convolutions", low=2, high=1024)
