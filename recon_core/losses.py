@@ -24,7 +24,7 @@ def relative_l2(residual: Tensor, predicted: Tensor, floor: float) -> Tensor:
 
 
 def high_dynamic_range(residual: Tensor, predicted: Tensor, epsilon: float) -> Tensor:
-    """HDR loss of complex samples (Huang et al., NIK, IPMI 2023): |residual|² / (|predicted| + ε)², the mean; the denominator is a constant."""
+    """HDR loss (Huang et al., NIK, IPMI 2023): the mean of |residual|² / (|predicted| + ε)², its denominator a constant."""
     return (residual.abs().square() / (predicted.detach().abs() + epsilon).square()).mean()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from pathlib import Path
 from typing import Protocol
@@ -119,7 +120,7 @@ class Mdsr(nn.Module):
             raise MissingPartError("weights_file", f"{file} does not exist", "Give a file of MDSR weights, or extractor=gradients.")
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001 - torch.load raises many kinds, of its own and of pickle
+        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise DataError("weights_file", f"{file} cannot be read ({type(error).__name__})", _LAYOUT) from error
         return cls.from_state_dict(state)
 
@@ -144,7 +145,7 @@ class Mdsr(nn.Module):
         except RuntimeError as error:
             raise DataError("weights_file", str(error).replace("\n", " "), _LAYOUT) from error
         # Files for grey values of 0 … 1 shift by less than one.
-        network.range = 255.0 if float(network.sub_mean.bias.detach().abs().max()) > 1 else 1.0
+        network.range = 255.0 if float(own["sub_mean.bias"].abs().max()) > 1 else 1.0
         return network.requires_grad_(False).eval()
 
 

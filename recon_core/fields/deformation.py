@@ -54,8 +54,8 @@ class DeformationField(nn.Module):
             self.deformation = perceptron(encoded, sizes.width, sizes.depth, layout.dim)
             seen = self.encoding.out_dim + sizes.features + (encoded if sizes.sees_coordinates else 0)
             self.canonical = perceptron(seen, sizes.width, sizes.depth, 2)
-        nn.init.zeros_(self.deformation[-1].weight)
-        nn.init.zeros_(self.deformation[-1].bias)
+        for parameter in self.deformation[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def encoded(self, points: Tensor, times: Tensor) -> Tensor:
         """Frequency encodings ``[frame, point, feature]`` of points ``[point, axis]`` and times ``[frame]``, both in [0, 1]."""

@@ -35,7 +35,11 @@ class ImageGenerator(nn.Module):
             self.mapping = nn.Sequential(nn.Linear(latent, mapped), nn.ReLU(), nn.Linear(mapped, math.prod(self.small)))
             layers: list[nn.Module] = [*_convolution(1, channels)]
             for _ in range(number):
-                layers += [nn.Upsample(scale_factor=2, mode="nearest"), *_convolution(channels, channels), *_convolution(channels, channels)]
+                layers += [
+                    nn.Upsample(scale_factor=2, mode="nearest"),
+                    *_convolution(channels, channels),
+                    *_convolution(channels, channels),
+                ]
             self.convolutions = nn.Sequential(*layers, nn.Conv2d(channels, 2, 3, padding=1))
 
     def forward(self, latents: Tensor) -> Tensor:

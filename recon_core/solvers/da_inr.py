@@ -67,9 +67,13 @@ class DaInr(FieldSolver[DaInrSettings]):
         settings = self.settings
         if settings.extractor == "mdsr":
             if not settings.weights_file:
-                raise SettingError("solver.weights_file", "empty, but extractor=mdsr needs it", "Name a file of MDSR weights, or use gradients.")
+                raise SettingError(
+                    "solver.weights_file", "empty, but extractor=mdsr needs it", "Name a file of MDSR weights, or use gradients."
+                )
             return Mdsr.load(settings.weights_file).to(self.problem.device)
-        self.notes.append("image features: fixed multi-scale gradients, not MDSR" if settings.extractor == "gradients" else "no image features")
+        self.notes.append(
+            "image features: fixed multi-scale gradients, not MDSR" if settings.extractor == "gradients" else "no image features"
+        )
         return MultiScaleGradients() if settings.extractor == "gradients" else None
 
     @torch.no_grad()

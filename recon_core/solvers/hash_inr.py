@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ class HashInr(FieldSolver[Any]):
                 continue
             shift = int(torch.randint(wanted, (), generator=self.generator)) if wanted < n else 0
             edges = sorted({0, n, *range(shift, n, wanted)})
-            windows = [list(range(a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+            windows = [list(range(a, b)) for a, b in itertools.pairwise(edges)]
             self.queue = [windows[int(i)] for i in torch.randperm(len(windows), generator=self.generator)]
         batch: list[int] = self.queue.pop(0)
         return batch

@@ -17,7 +17,7 @@ from recon_core.problem import KSpaceProblem
 from recon_core.solvers.base import interpolate_at
 from recon_core.solvers.fitting import FieldSettings, FieldSolver
 
-SELECTED_BANDWIDTHS = (0.06, 0.02)
+SELECTED_BANDWIDTHS = (0.02, 0.005)
 _POINTS_AT_ONCE = 1 << 16
 
 
@@ -27,16 +27,16 @@ class NikSettings(FieldSettings):
 
     steps: int = option(1500, "optimiser steps", low=1, high=1_000_000)
     batch_frames: int = option(16, "frames whose readouts make a step", low=1, high=4096)
-    learning_rate: float = option(3e-4, "Adam's learning rate, halved at half and three quarters of the run", low=1e-7, high=1.0)
-    features: int = option(512, "Fourier features of (kx, ky, t)", low=2, high=8192)
+    learning_rate: float = option(3e-3, "Adam's learning rate, halved at half and three quarters of the run", low=1e-7, high=1.0)
+    features: int = option(256, "Fourier features of (kx, ky, t)", low=2, high=8192)
     support: float = option(0.25, "standard deviation of the features' frequencies along k: share of the field of view", low=1e-3, high=2.0)
     temporal_bandwidth: float | None = option(
         None, "standard deviation of the features' frequencies along time, cycles per frame; auto: held-out", low=0.0, high=1.0
     )
-    width: int = option(512, "hidden width", low=4, high=4096)
-    depth: int = option(8, "hidden layers", low=1, high=24)
-    omega: float = option(30.0, "ω of the sine layers", low=0.1, high=1000.0)
-    hdr_epsilon: float = option(1e-2, "ε of the HDR loss, in units of the samples' largest magnitude", low=1e-6, high=1e3)
+    width: int = option(256, "hidden width", low=4, high=4096)
+    depth: int = option(3, "hidden layers", low=1, high=24)
+    omega: float = option(3.0, "ω of the sine layers", low=0.1, high=1000.0)
+    hdr_epsilon: float = option(0.1, "ε of the HDR loss, in units of the samples' largest magnitude", low=1e-6, high=1e3)
 
 
 class Nik(FieldSolver[NikSettings]):
@@ -59,7 +59,9 @@ class Nik(FieldSolver[NikSettings]):
         super().suits(problem)
         if problem.cartesian:
             raise DataError(
-                "solver", "nik models non-Cartesian k-space, the scan is Cartesian", "Send radial or spiral readouts, or choose another solver."
+                "solver",
+                "nik models non-Cartesian k-space, the scan is Cartesian",
+                "Send radial or spiral readouts, or choose another solver.",
             )
 
     @classmethod
@@ -73,9 +75,7 @@ class Nik(FieldSolver[NikSettings]):
         settings = self.settings
         temporal = SELECTED_BANDWIDTHS[1] if settings.temporal_bandwidth is None else settings.temporal_bandwidth
         bandwidths = (settings.support, settings.support, temporal)
-        return KSpaceField(
-            bandwidths, settings.features, settings.width, settings.depth, settings.omega, self.problem.n_coils, self.seed
-        )
+        return KSpaceField(bandwidths, settings.features, settings.width, settings.depth, settings.omega, self.problem.n_coils, self.seed)
 
     def _prepare(self) -> None:
         problem = self.problem
@@ -94,7 +94,9 @@ class Nik(FieldSolver[NikSettings]):
         """(kx, ky, t) of the samples of some readouts, float32 ``[point, 3]``; t in frames, at the readouts' own times."""
         problem = self.problem
         moments = self._moments(problem.readout_times[readouts.cpu()]).to(problem.device)
-        points = torch.cat([problem.trajectory[readouts], moments[:, None, None].expand(-1, problem.samples.shape[2], 1)], dim=2).flatten(0, 1)
+        points = torch.cat([problem.trajectory[readouts], moments[:, None, None].expand(-1, problem.samples.shape[2], 1)], dim=2).flatten(
+            0, 1
+        )
         return points if problem.mask is None else points[problem.mask[readouts].flatten()]
 
     def _moments(self, times: Tensor) -> Tensor:

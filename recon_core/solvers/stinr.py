@@ -22,7 +22,9 @@ class StinrSettings(HashInrSettings):
     frame_step: float | None = option(0.3, "pixels of the encoding's grid from one frame to the next (paper: 1)", low=1e-3, high=100.0)
     variation: float | None = option(None, "λ_S of temporal total variation; auto: held-out", low=0.0)
     low_rank: float = option(0.1, "λ_L of the nuclear norm, relative to λ_S", low=0.0)
-    rounding: float = option(0.01, "ε of the rounded nuclear norm: singular values below it shrink gently; a static image of order one has 1", low=1e-6, high=1.0)
+    rounding: float = option(
+        0.01, "ε of the rounded nuclear norm: singular values below it shrink gently; a static image of order one has 1", low=1e-6, high=1.0
+    )
 
 
 class Stinr(HashInr):

@@ -15,9 +15,9 @@ from recon_core.encodings.image_features import MultiScaleGradients
 from recon_core.errors import MissingPartError, SettingError
 from recon_core.fields.deformation import DeformationField, DeformationSizes
 from recon_core.problem import KSpaceProblem
+from recon_core.solvers.base import NoSettings
 from recon_core.solvers.da_inr import DaInr, DaInrSettings
 from recon_core.solvers.gridding import Gridding
-from recon_core.solvers.base import NoSettings
 
 LAYOUT = HashGridLayout(2, levels=3, features=2, log2_table=9, base=4, growth=1.6)
 SMALL: dict[str, Any] = {"levels": 4, "width": 12, "depth": 2, "log2_table": 10, "base_resolution": 4, "time_octaves": 2, "steps": 8}
@@ -142,4 +142,6 @@ def test_a_finer_matrix_shows_the_same_object(scan: KSpaceProblem) -> None:
     odd = made.enlarged((33, 27), scan.frame_times[2:3] + 1e-3).images
     assert odd.shape == (1, 33, 27)
     # The centre lies on pixel N//2 of either matrix.
-    torch.testing.assert_close(made.enlarged((33, 27)).images[:, 16, 13], series[:, 11, 9], rtol=1e-3, atol=1e-4 * float(series.abs().max()))
+    torch.testing.assert_close(
+        made.enlarged((33, 27)).images[:, 16, 13], series[:, 11, 9], rtol=1e-3, atol=1e-4 * float(series.abs().max())
+    )

@@ -22,13 +22,13 @@ from recon_core.solvers.fitting import FieldSolver
 GRID: dict[str, Any] = {"levels": 6, "log2_table": 12, "base_resolution": 4, "finest": 1.5, "width": 24}
 # Enough of each network to hold one frame of 18 × 14 pixels.
 FULL: dict[str, dict[str, Any]] = {
-    "inmr": {**GRID, "steps": 400, "mapped": 4, "latent": 2, "smoothness": 0.0, "learning_rate": 1e-2},
-    "hash_inr": {**GRID, "steps": 400, "depth": 2, "frame_step": 1.0, "learning_rate": 1e-2},
-    "stinr": {**GRID, "steps": 400, "depth": 2, "variation": 0.1, "learning_rate": 1e-2},
-    "da_inr": {**GRID, "steps": 600, "depth": 2, "learning_rate": 1e-2},
+    "inmr": {**GRID, "steps": 250, "mapped": 4, "latent": 2, "smoothness": 0.0, "learning_rate": 1e-2},
+    "hash_inr": {**GRID, "steps": 250, "depth": 2, "frame_step": 1.0, "learning_rate": 1e-2},
+    "stinr": {**GRID, "steps": 250, "depth": 2, "variation": 0.1, "learning_rate": 1e-2},
+    "da_inr": {**GRID, "steps": 300, "depth": 2, "learning_rate": 1e-2},
     "fmlp": {"steps": 400, "spatial_features": 64, "temporal_features": 4, "width": 48, "depth": 3, "temporal_bandwidth": 0.0},
-    "td_dip": {"steps": 500, "mapped": 64, "channels": 24, "learning_rate": 5e-3},
-    "nik": {"steps": 500, "features": 96, "width": 64, "depth": 3, "temporal_bandwidth": 0.0, "learning_rate": 1e-3},
+    "td_dip": {"steps": 400, "mapped": 64, "channels": 24, "learning_rate": 1e-2},
+    "nik": {"steps": 250, "features": 96, "width": 64, "depth": 3, "temporal_bandwidth": 0.0},
 }
 NETWORKS = [name for name in registry.names() if issubclass(registry.solver_class(name), FieldSolver)]
 
@@ -47,7 +47,8 @@ def test_a_fully_sampled_frame_is_fitted_to_40_db(name: str, toy: ModuleType) ->
     problem, truth = toy.full_frame()
     images = fit(name, problem, FULL[name]).images().images.numpy()
     # No alignment: phase and scale are the object's own.
-    assert metrics.psnr_db(images, truth.numpy())[0] > 40
+    reached = float(metrics.psnr_db(images, truth.numpy())[0])
+    assert reached > 40
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -63,10 +64,10 @@ REDUCED: dict[str, dict[str, Any]] = {
     "inmr": {"levels": 8, "steps": 600},
     "hash_inr": {"levels": 8, "width": 32, "depth": 3, "steps": 300, "batch_frames": 8},
     "stinr": {"levels": 8, "width": 32, "depth": 3, "steps": 300, "batch_frames": 8},
-    "da_inr": {"levels": 8, "width": 32, "depth": 3, "steps": 1500, "learning_rate": 3e-3},
+    "da_inr": {"levels": 8, "width": 32, "depth": 3},
     "fmlp": {"width": 128, "depth": 5, "spatial_features": 256, "temporal_features": 64, "steps": 1500},
     "td_dip": {"channels": 32, "steps": 1200},
-    "nik": {"width": 128, "depth": 4, "features": 256, "steps": 1500},
+    "nik": {"width": 128, "steps": 1500},
 }
 
 

@@ -63,7 +63,7 @@ def test_images_are_the_coil_combined_inverse_transform(scan: KSpaceProblem) -> 
             return Nufft(coordinates[:, :2].contiguous(), (22, 18), "nudft").forward(coils)
 
     made.field = Known()
-    image = made.images().images[3] * made.frames.peak ** -1
+    image = made.images().images[3] * made.frames.peak**-1
     error = (image - truth * made.frames.scale)[4:-4, 4:-4].abs().max() / made.frames.scale
     assert float(error) < 0.05
 

@@ -26,7 +26,13 @@ QUICK: dict[str, dict[str, Any]] = {
     "stinr": {"steps": 12, "batch_frames": 4, "levels": 4, "log2_table": 10, "width": 12, "depth": 2, "variation": 0.1},
     "da_inr": {"steps": 6, "batch_frames": 2, "levels": 4, "log2_table": 10, "width": 12, "depth": 2, "time_octaves": 2},
     "fmlp": {
-        "steps": 12, "batch_frames": 2, "spatial_features": 24, "temporal_features": 8, "width": 16, "depth": 2, "temporal_bandwidth": 0.02
+        "steps": 12,
+        "batch_frames": 2,
+        "spatial_features": 24,
+        "temporal_features": 8,
+        "width": 16,
+        "depth": 2,
+        "temporal_bandwidth": 0.02,
     },
     "td_dip": {"steps": 12, "mapped": 12, "channels": 6, "turns": 0.8},
     "nik": {"steps": 12, "batch_frames": 4, "features": 24, "width": 16, "depth": 2, "temporal_bandwidth": 0.02},
@@ -194,7 +200,11 @@ def test_a_saved_fit_goes_on_to_the_same_images(name: str, problem: KSpaceProble
 def test_a_saved_fit_of_another_kind_is_refused(problem: KSpaceProblem) -> None:
     solver = finished("inmr", problem)
     saved = solver.state_dict()
-    for key, value, words in (("seed", 9, "saved seed: 9, here 0"), ("frames", 7, "saved frames: 7, here 10"), ("solver", "fmlp", "'fmlp'")):
+    for key, value, words in (
+        ("seed", 9, "saved seed: 9, here 0"),
+        ("frames", 7, "saved frames: 7, here 10"),
+        ("solver", "fmlp", "'fmlp'"),
+    ):
         with pytest.raises(DataError, match=words):
             solver.load_state_dict({**saved, key: value})
     other = made("inmr", width=8)

@@ -57,7 +57,9 @@ def test_latents_lie_on_a_helix(toy: ModuleType) -> None:
 
 def test_a_still_object_has_no_period(toy: ModuleType) -> None:
     problem, _ = toy.toy_problem(n_frames=10, shape=(16, 14), coils=2)
-    still = calibrate(problem.replace(samples=problem.samples[:, :3].repeat(1, 10, 1), trajectory=problem.trajectory[:3].repeat(10, 1, 1)), 2)[0]
+    still = calibrate(
+        problem.replace(samples=problem.samples[:, :3].repeat(1, 10, 1), trajectory=problem.trajectory[:3].repeat(10, 1, 1)), 2
+    )[0]
     made = solver(still)
     assert made.turns == 0
     assert made.images().notes == ("straight latents: no period found",)
