@@ -40,8 +40,6 @@ class Solver(abc.ABC, Generic[S]):
     fitted: ClassVar[tuple[str, ...]] = ()
     problem: KSpaceProblem
 
-    problem: KSpaceProblem
-
     def __init__(self, settings: S, *, engine: str = "auto", seed: int = 0) -> None:
         self.settings = settings
         self.engine = engine
