@@ -206,8 +206,7 @@ def reconstruct(
     engine = resolve_engine(settings.engine, device)
     cls = solver_class(settings.solver)
     chosen: Any = build(cls.Settings, dict(solver_settings or {}), prefix="solver.")
-    if problem.dim not in cls.dims:
-        raise DataError("solver", f"{cls.name} handles {cls.dims} dimensions, the scan has {problem.dim}", "Choose another solver.")
+    cls.suits(problem)
     notes = [f"{cls.name} on {device.type}, {'fft' if problem.cartesian else engine}"]
     problem = problem.to(device)
     candidates = cls.candidates(chosen, problem)

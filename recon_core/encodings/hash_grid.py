@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 PRIMES = (1, 2654435761, 805459861, 3674653429)
 _PARAMETER_MULTIPLE = 8
-_UINT32 = 0xFFFFFFFF
+UINT32 = 0xFFFFFFFF
 # Just below the growth asked for, so that no level's scale is a whole number: there the last bit of exp2 would decide its resolution.
 _GROWTH_MARGIN = 2e-6
 
@@ -104,7 +104,7 @@ def corner_entries(layout: HashGridLayout, coordinates: Tensor, level: int) -> t
         if layout.hashed(level):
             index = torch.zeros_like(point[:, 0])
             for axis in range(layout.dim):
-                index = index ^ (point[:, axis] * PRIMES[axis] & _UINT32)
+                index = index ^ (point[:, axis] * PRIMES[axis] & UINT32)
         else:
             index = torch.zeros_like(point[:, 0])
             for axis in reversed(range(layout.dim)):

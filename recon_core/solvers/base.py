@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recon_core.errors import DataError, SettingError
 from recon_core.problem import ImageSeries, KSpaceProblem
 
 S = TypeVar("S")
@@ -26,6 +29,7 @@ class Solver(abc.ABC, Generic[S]):
         dims: spatial dimensions the method handles.
         selection_matrix: share of the matrix size at which settings are chosen; dynamics live at low k, and a choice costs several fits.
         check_every: steps between two looks at the held-out error when the stopping step is being chosen; 0: the method runs to its end.
+        fitted: attributes that :meth:`state_dict` saves; none: a fit cannot be saved.
     """
 
     name: ClassVar[str]
@@ -33,7 +37,7 @@ class Solver(abc.ABC, Generic[S]):
     dims: ClassVar[tuple[int, ...]] = (2, 3)
     selection_matrix: ClassVar[float] = 1.0
     check_every: ClassVar[int] = 0
-
+    fitted: ClassVar[tuple[str, ...]] = ()
     problem: KSpaceProblem
 
     def __init__(self, settings: S, *, engine: str = "auto", seed: int = 0) -> None:
@@ -42,6 +46,16 @@ class Solver(abc.ABC, Generic[S]):
         self.seed = seed
         self.step = 0
         self.limit: int | None = None
+
+    @classmethod
+    def suits(cls, problem: KSpaceProblem) -> None:
+        """Refuse a problem that the method cannot reconstruct.
+
+        Raises:
+            DataError: says what the method needs.
+        """
+        if problem.dim not in cls.dims:
+            raise DataError("solver", f"{cls.name} handles {cls.dims} dimensions, the scan has {problem.dim}", "Choose another solver.")
 
     @property
     @abc.abstractmethod
@@ -92,10 +106,74 @@ class Solver(abc.ABC, Generic[S]):
         """The cost of the last step, for logs, where the method has one."""
         return None
 
+    def state_dict(self) -> dict[str, Any]:
+        """The fit as it stands, settings included, for ``torch.save``; :func:`recon_core.solvers.registry.resume` goes on from it.
+
+        Samples and calibration are not in it: they belong to the problem.
+
+        Raises:
+            SettingError: the method keeps nothing that could be saved.
+        """
+        if not self.fitted:
+            raise SettingError("solver", f"a fit of {self.name} cannot be saved", "Run it again: the same problem gives the same images.")
+        fit = {name: _packed(getattr(self, name)) for name in self.fitted}
+        return {**self._identity(), "step": self.step, "limit": self.limit, "fit": fit}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on with a saved fit, after ``start`` with the problem it was fitted to.
+
+        Raises:
+            DataError: the fit is another method's, has other settings, or belongs to another kind of problem.
+        """
+        for name, mine in self._identity().items():
+            if saved.get(name) != mine:
+                raise DataError(f"saved {name}", f"{saved.get(name)!r}, here {mine!r}", "Resume a fit with its own settings and problem.")
+        for name in self.fitted:
+            setattr(self, name, _unpacked(getattr(self, name), saved["fit"][name]))
+        self.step, self.limit = saved["step"], saved["limit"]
+
+    def _identity(self) -> dict[str, Any]:
+        """What a saved fit must share with the solver that goes on with it."""
+        own = dataclasses.asdict(self.settings)  # type: ignore[call-overload]
+        sizes = {"shape": tuple(self.problem.shape), "frames": self.problem.n_frames, "coils": self.problem.n_coils}
+        return {"solver": self.name, "settings": own, "seed": self.seed, **sizes}
+
+
+def _packed(value: Any) -> Any:
+    """A copy that ``torch.save`` takes and ``torch.load`` gives back with ``weights_only``."""
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return copy.deepcopy(value.state_dict() if hasattr(value, "state_dict") else value)
+
+
+def _unpacked(current: Any, stored: Any) -> Any:
+    """``stored`` in the place of ``current``; what others hold on to (parameters, generators) stays the same object."""
+    if isinstance(current, torch.Generator):
+        current.set_state(stored.cpu())
+    elif isinstance(current, Tensor):
+        current.data.copy_(stored)
+    elif hasattr(current, "load_state_dict"):
+        current.load_state_dict(stored)
+    else:
+        return copy.deepcopy(stored)
+    return current
+
 
 @dataclasses.dataclass(frozen=True)
 class NoSettings:
     """A method without settings of its own."""
+
+
+def frame_positions(frame_times: Tensor, times: Tensor) -> Tensor:
+    """Times as fractional frame numbers (float64), constant beyond the ends.
+
+    Args:
+        frame_times: float64 ``[frame]``, seconds, rising.
+        times: float64, the times wanted, seconds.
+    """
+    return torch.from_numpy(np.interp(times.numpy(), frame_times.numpy(), np.arange(frame_times.shape[0], dtype=np.float64)))
 
 
 def interpolate_frames(images: Tensor, frame_times: Tensor, times: Tensor, occupied: Tensor | None = None) -> Tensor:
@@ -111,9 +189,12 @@ def interpolate_frames(images: Tensor, frame_times: Tensor, times: Tensor, occup
         images, frame_times = images[occupied.to(images.device)], frame_times[occupied]
     if times.shape == frame_times.shape and bool((times == frame_times).all()):
         return images
-    position = np.interp(times.numpy(), frame_times.numpy(), np.arange(frame_times.shape[0], dtype=np.float64))
-    lower = torch.from_numpy(np.floor(position).astype(np.int64)).clamp(0, images.shape[0] - 1)
-    upper = (lower + 1).clamp_max(images.shape[0] - 1)
-    fraction = torch.from_numpy((position - lower.numpy()).astype(np.float32)).to(images.device)
-    fraction = fraction.reshape(-1, *[1] * (images.ndim - 1))
-    return images[lower.to(images.device)] * (1 - fraction) + images[upper.to(images.device)] * fraction
+    return interpolate_at(images, frame_positions(frame_times, times))
+
+
+def interpolate_at(values: Tensor, positions: Tensor) -> Tensor:
+    """Linear interpolation of ``values[frame, ...]`` at fractional frame numbers (float64, on the CPU)."""
+    lower = positions.floor().to(torch.int64).clamp(0, values.shape[0] - 1)
+    upper = (lower + 1).clamp_max(values.shape[0] - 1)
+    fraction = (positions - lower).to(torch.float32).to(values.device).reshape(-1, *[1] * (values.ndim - 1))
+    return values[lower.to(values.device)] * (1 - fraction) + values[upper.to(values.device)] * fraction

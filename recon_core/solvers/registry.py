@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
-from recon_core.options import unknown_name
+from recon_core.options import build, unknown_name
+from recon_core.problem import KSpaceProblem
 from recon_core.solvers.base import Solver
 
 _MODULES = {
@@ -16,6 +18,12 @@ _MODULES = {
     "subspace_inr": "recon_core.solvers.subspace_inr",
     "low_rank_sparse": "recon_core.solvers.low_rank_sparse",
     "inmr": "recon_core.solvers.inmr",
+    "hash_inr": "recon_core.solvers.hash_inr",
+    "stinr": "recon_core.solvers.stinr",
+    "da_inr": "recon_core.solvers.da_inr",
+    "fmlp": "recon_core.solvers.fmlp",
+    "td_dip": "recon_core.solvers.td_dip",
+    "nik": "recon_core.solvers.nik",
 }
 
 
@@ -35,6 +43,25 @@ def solver_class(name: str) -> type[Solver[Any]]:
     module = importlib.import_module(_MODULES[name])
     found: type[Solver[Any]] = module.SOLVER
     return found
+
+
+def resume(saved: Mapping[str, Any], problem: KSpaceProblem, engine: str = "auto") -> Solver[Any]:
+    """The solver of a saved fit (:meth:`Solver.state_dict`), ready to go on or to give images.
+
+    Args:
+        saved: what ``state_dict`` gave, or ``torch.load`` of it.
+        problem: the calibrated problem it was fitted to.
+        engine: NUFFT engine by name.
+
+    Raises:
+        SettingError: no such solver, or settings it does not know.
+        DataError: the fit belongs to another kind of problem.
+    """
+    cls = solver_class(saved["solver"])
+    solver = cls(build(cls.Settings, saved["settings"]), engine=engine, seed=saved["seed"])
+    solver.start(problem)
+    solver.load_state_dict(saved)
+    return solver
 
 
 def settings_class(name: str) -> type:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,20 @@ QUICK: dict[str, dict[str, Any]] = {
     "grasp": {"steps": 6, "strength": 0.01},
     "low_rank_sparse": {"steps": 6, "low_rank": 0.005, "sparse": 0.02},
     "inmr": {"steps": 12, "batch_frames": 4, "levels": 5, "log2_table": 10, "width": 16, "mapped": 8, "latent": 3, "smoothness": 0.5},
+    "hash_inr": {"steps": 12, "batch_frames": 4, "levels": 4, "log2_table": 10, "width": 12, "depth": 2, "frame_step": 0.3},
+    "stinr": {"steps": 12, "batch_frames": 4, "levels": 4, "log2_table": 10, "width": 12, "depth": 2, "variation": 0.1},
+    "da_inr": {"steps": 6, "batch_frames": 2, "levels": 4, "log2_table": 10, "width": 12, "depth": 2, "time_octaves": 2},
+    "fmlp": {
+        "steps": 12,
+        "batch_frames": 2,
+        "spatial_features": 24,
+        "temporal_features": 8,
+        "width": 16,
+        "depth": 2,
+        "temporal_bandwidth": 0.02,
+    },
+    "td_dip": {"steps": 12, "mapped": 12, "channels": 6, "turns": 0.8},
+    "nik": {"steps": 12, "batch_frames": 4, "features": 24, "width": 16, "depth": 2, "temporal_bandwidth": 0.02},
     "grasp_pro": {"strength": 2e-4, "rank": 4, "basis_width": 16, "steps": 20},
     "subspace_inr": {"strength": 0.02, "rank": 4, "basis_width": 16, "steps": 20, "field_steps": 5},
 }
@@ -156,6 +171,46 @@ def test_a_frame_without_readouts_is_interpolated_in_time(name: str, problem: KS
     size = series.abs().square().flatten(1).sum(1).sqrt()
     assert float(size[4]) > 0.5 * float(size.median())
     assert float(size[9]) > 0.5 * float(size.median())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_saved_fit_goes_on_to_the_same_images(name: str, problem: KSpaceProblem, tmp_path: Path) -> None:
+    """Saved half way, loaded from a file into a new solver, run to its end."""
+    solver = made(name, seed=3)
+    solver.start(problem)
+    if not solver.fitted:
+        with pytest.raises(SettingError, match=f"a fit of {name} cannot be saved"):
+            solver.state_dict()
+        return
+    for _ in range(solver.total_steps // 2):
+        solver.update()
+    torch.save(solver.state_dict(), tmp_path / "fit.pt")
+    half = solver.images().images
+    while not solver.done:
+        solver.update()
+    resumed = registry.resume(torch.load(tmp_path / "fit.pt", weights_only=True), problem, engine="finufft")
+    assert (resumed.step, resumed.settings) == (solver.total_steps // 2, solver.settings)
+    assert torch.equal(resumed.images().images, half)
+    while not resumed.done:
+        resumed.update()
+    assert torch.equal(resumed.images().images, solver.images().images)
+    assert not torch.equal(half, solver.images().images)
+
+
+def test_a_saved_fit_of_another_kind_is_refused(problem: KSpaceProblem) -> None:
+    solver = finished("inmr", problem)
+    saved = solver.state_dict()
+    for key, value, words in (
+        ("seed", 9, "saved seed: 9, here 0"),
+        ("frames", 7, "saved frames: 7, here 10"),
+        ("solver", "fmlp", "'fmlp'"),
+    ):
+        with pytest.raises(DataError, match=words):
+            solver.load_state_dict({**saved, key: value})
+    other = made("inmr", width=8)
+    other.start(problem)
+    with pytest.raises(DataError, match="saved settings"):
+        other.load_state_dict(saved)
 
 
 @pytest.mark.parametrize("name", EVERY)

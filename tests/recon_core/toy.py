@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from recon_core.operators.nufft import Nufft
 from recon_core.problem import KSpaceProblem
 
 GOLDEN = math.pi * (math.sqrt(5) - 1) / 2
@@ -63,3 +64,16 @@ def toy_problem(
     frames = tuple(torch.arange(i * per_frame, (i + 1) * per_frame) for i in range(n_frames))
     frame_times = torch.stack([times[f].mean() for f in frames])
     return KSpaceProblem(samples, spokes.to(torch.float32), frames, times, frame_times, shape), truth
+
+
+def full_frame(shape: tuple[int, int] = (18, 14), coils: int = 2, spokes: int = 40) -> tuple[KSpaceProblem, Tensor]:
+    """One smooth frame sampled beyond Nyquist, with its maps and weights, and the truth."""
+    problem, _ = toy_problem(1, shape, coils, spokes)
+    ny, nx = shape
+    y, x = torch.meshgrid(torch.arange(ny) / ny - 0.5, torch.arange(nx) / nx - 0.5, indexing="ij")
+    truth = (blob(y, x, 0.05, 0.1, 0.13) - 0.6 * blob(y, x, -0.1, -0.08, 0.11)) * torch.exp(1j * (x + 2 * y))
+    maps = toy_maps(coils, shape)
+    nufft = Nufft(problem.trajectory.flatten(0, 1), shape, "nudft")
+    samples = nufft.forward((maps * truth).to(torch.complex64)).reshape(problem.samples.shape)
+    weights = problem.trajectory.norm(dim=-1) * 0.02 + 0.01
+    return problem.replace(samples=samples, weights=weights, sensitivities=maps), truth[None].to(torch.complex64)
