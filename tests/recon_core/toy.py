@@ -9,6 +9,7 @@ from torch import Tensor
 
 from recon_core.operators.nufft import Nufft
 from recon_core.problem import KSpaceProblem
+from recon_core.trajectories import cartesian_lines, cartesian_mask
 
 GOLDEN = math.pi * (math.sqrt(5) - 1) / 2
 
@@ -77,3 +78,31 @@ def full_frame(shape: tuple[int, int] = (18, 14), coils: int = 2, spokes: int = 
     samples = nufft.forward((maps * truth).to(torch.complex64)).reshape(problem.samples.shape)
     weights = problem.trajectory.norm(dim=-1) * 0.02 + 0.01
     return problem.replace(samples=samples, weights=weights, sensitivities=maps), truth[None].to(torch.complex64)
+
+
+def toy_cartesian(
+    n_frames: int = 12,
+    shape: tuple[int, int] = (30, 26),
+    coils: int = 3,
+    acceleration: float = 3.0,
+    calibration_lines: int = 8,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> tuple[KSpaceProblem, Tensor]:
+    """A problem of Cartesian lines without maps, each frame with lines of its own, and its true series."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = toy_series(n_frames, shape)
+    ny, nx = shape
+    mask = cartesian_mask(n_frames, ny, acceleration, calibration_lines, seed)
+    owner, lines = (torch.from_numpy(a) for a in mask.nonzero())
+    y, x = ((torch.arange(n) - n // 2) / n for n in shape)
+    along_x = torch.exp(-2j * torch.pi * (torch.arange(nx) - nx // 2)[:, None] * x[None])
+    along_y = torch.exp(-2j * torch.pi * (torch.arange(ny) - ny // 2)[:, None] * y[None])
+    full = along_y @ (toy_maps(coils, shape) * truth[:, None]) @ along_x.T / math.sqrt(math.prod(shape))
+    samples = full[owner, :, lines].permute(1, 0, 2)
+    samples = samples + noise * torch.randn(samples.shape, dtype=torch.complex64, generator=generator)
+    times = torch.arange(len(lines), dtype=torch.float64) * 0.003
+    frames = tuple(torch.nonzero(owner == t, as_tuple=True)[0] for t in range(n_frames))
+    trajectory = torch.from_numpy(cartesian_lines(lines.numpy(), nx, ny))
+    frame_times = torch.stack([times[f].mean() for f in frames])
+    return KSpaceProblem(samples.to(torch.complex64), trajectory, frames, times, frame_times, shape, cartesian=True), truth
