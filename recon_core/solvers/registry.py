@@ -24,6 +24,9 @@ _MODULES = {
     "fmlp": "recon_core.solvers.fmlp",
     "td_dip": "recon_core.solvers.td_dip",
     "nik": "recon_core.solvers.nik",
+    "kt_grappa": "recon_core.solvers.kt_grappa",
+    "p_inr": "recon_core.solvers.p_inr",
+    "kp_inr": "recon_core.solvers.kp_inr",
 }
 
 

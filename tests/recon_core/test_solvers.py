@@ -36,18 +36,42 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "td_dip": {"steps": 12, "mapped": 12, "channels": 6, "turns": 0.8},
     "nik": {"steps": 12, "batch_frames": 4, "features": 24, "width": 16, "depth": 2, "temporal_bandwidth": 0.02},
+    "kt_grappa": {"ridge": 1e-3, "frames": 2},
+    "p_inr": {"steps": 12, "points": 256, "spatial_features": 24, "temporal_features": 8, "width": 12, "depth": 3},
+    "kp_inr": {
+        "steps": 12,
+        "points": 128,
+        "spatial_features": 24,
+        "temporal_features": 8,
+        "width": 12,
+        "depth": 3,
+        "channels": 2,
+        "batch_frames": 4,
+        "refreshes": 2,
+    },
     "grasp_pro": {"strength": 2e-4, "rank": 4, "basis_width": 16, "steps": 20},
     "subspace_inr": {"strength": 0.02, "rank": 4, "basis_width": 16, "steps": 20, "field_steps": 5},
 }
 EVERY = registry.names()
+CARTESIAN = {"kt_grappa", "p_inr", "kp_inr"}
 
 
 @pytest.fixture(scope="module")
-def problem(toy: ModuleType) -> KSpaceProblem:
-    """A calibrated scan with the toy's own maps."""
+def scans(toy: ModuleType) -> dict[str, KSpaceProblem]:
+    """Calibrated scans with the toy's own maps: spokes, and Cartesian lines."""
     made, _ = toy.toy_problem(n_frames=10, shape=(16, 14), coils=2, per_frame=3, noise=0.01)
     weights = made.trajectory.norm(dim=-1) * 0.02 + 0.01
-    return made.replace(weights=weights, sensitivities=toy.toy_maps(2, (16, 14)))
+    lines, _ = toy.toy_cartesian(n_frames=10, shape=(16, 14), coils=2, acceleration=2.5, calibration_lines=5, noise=0.01)
+    maps = toy.toy_maps(2, (16, 14))
+    return {"radial": made.replace(weights=weights, sensitivities=maps), "cartesian": lines.replace(sensitivities=maps)}
+
+
+@pytest.fixture
+def problem(scans: dict[str, KSpaceProblem], request: pytest.FixtureRequest) -> KSpaceProblem:
+    """The scan that suits the method under test."""
+    callspec = getattr(request.node, "callspec", None)
+    name = callspec.params.get("name") if callspec is not None else None
+    return scans["cartesian" if name in CARTESIAN else "radial"]
 
 
 def made(name: str, seed: int = 0, **changes: Any) -> Solver[Any]:
@@ -218,6 +242,14 @@ def test_no_sample_at_all_is_an_error(name: str, problem: KSpaceProblem) -> None
     nothing = torch.zeros(problem.trajectory.shape[:2], dtype=torch.bool)
     with pytest.raises(DataError, match="none of 10 has a sample left"):
         made(name).start(problem.replace(mask=nothing))
+
+
+@pytest.mark.parametrize("name", sorted(CARTESIAN))
+def test_readouts_off_the_grid_are_refused(name: str, scans: dict[str, KSpaceProblem]) -> None:
+    for refuse in (made(name).start, registry.solver_class(name).suits):
+        with pytest.raises(DataError, match=f"{name} completes Cartesian k-space") as error:
+            refuse(scans["radial"])
+        assert error.value.field == "solver"
 
 
 @pytest.mark.parametrize("name", EVERY)

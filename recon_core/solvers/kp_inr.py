@@ -1,0 +1,106 @@
+"""KP-INR: Cartesian k-space from its coordinates and from what surrounds them (Lyu et al., 2025)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from recon_core.fields.kp import DualField
+from recon_core.options import option
+from recon_core.problem import KSpaceProblem
+from recon_core.solvers.base import Solver
+from recon_core.solvers.p_inr import KSpaceFit, PInrSettings
+
+_FRAMES_AROUND = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class KpInrSettings(PInrSettings):
+    """Settings of :class:`KpInr`."""
+
+    steps: int = option(1200, "optimiser steps", low=1, high=1_000_000)
+    channels: int = option(16, "complex channels of the U-Net", low=1, high=512)
+    batch_frames: int = option(6, "consecutive frames a step", low=1, high=4096)
+    refreshes: int = option(12, "times a run that the U-Net's input is replaced by the k-space completed so far", low=0, high=1000)
+    weight_positional: float = option(1.0, "λ2 of the positional branch", low=0.0, high=100.0)
+    weight_neighbourhood: float = option(1.0, "λ1 of the k-space branch", low=0.0, high=100.0)
+    weight_measured: float = option(0.05, "λ3 of auto-encoding what was measured", low=0.0, high=100.0)
+    weight_empty: float = option(0.025, "λ4 of auto-encoding what was not", low=0.0, high=100.0)
+
+
+class KpInr(KSpaceFit[KpInrSettings]):
+    """Two branches fitted to the same samples, exchanging on the way; their mean completes k-space, which the U-Net then sees again."""
+
+    name = "kp_inr"
+    Settings = KpInrSettings
+    fitted: ClassVar[tuple[str, ...]] = (*KSpaceFit.fitted, "input")
+    field: DualField
+    input: Tensor
+
+    def _make(self) -> nn.Module:
+        ny, nx = self.problem.shape
+        return DualField((ny, nx), self.problem.n_coils, self.sizes, self.settings.channels, self.seed)
+
+    def start(self, problem: KSpaceProblem, previous: Solver[KpInrSettings] | None = None) -> None:
+        """See :class:`Solver`; a previous fit also hands on the k-space that it completed."""
+        super().start(problem, previous)
+        self.input = self.targets / self.envelope
+        if isinstance(previous, KpInr) and previous.input.shape == self.input.shape:
+            self.input = previous.input.detach().clone()
+            self.input = self._refreshed()
+
+    def _update(self) -> None:
+        each = self.total_steps // (self.settings.refreshes + 1)
+        if each and self.step and self.step % each == 0:
+            self.input = self._refreshed()
+        first, last = self._window()
+        part = slice(first, last)
+        series, measured = self.input[part], self.frames.measured[part]
+        features, decoded = self.field.unet(series)
+        frames, places = self._drawn(measured)
+        chosen = features.flatten(2)[frames, :, places]
+        frames = frames + first
+        by_position, by_features = self.field(self.coordinates(frames, places), chosen)
+        settings = self.settings
+        loss = settings.weight_positional * self._loss(by_position, frames, places)
+        loss = loss + settings.weight_neighbourhood * self._loss(by_features, frames, places)
+        error, where = (decoded - series).abs().square(), measured[:, None].expand_as(series)
+        for weight, mask in ((settings.weight_measured, where), (settings.weight_empty, ~where)):
+            loss = loss + weight * (error * mask).sum() / mask.sum().clamp_min(1)
+        self._descend(loss)
+
+    def _window(self) -> tuple[int, int]:
+        """First frame of a step and the one after the last; some of them have samples."""
+        n = self.problem.n_frames
+        length = min(self.settings.batch_frames, n)
+        with_data = int(self.frames.occupied[int(torch.randint(len(self.frames.occupied), (1,), generator=self.generator))])
+        low, high = max(0, with_data - length + 1), min(n - length, with_data)
+        first = low + int(torch.randint(high - low + 1, (1,), generator=self.generator))
+        return first, first + length
+
+    @torch.no_grad()
+    def _refreshed(self) -> Tensor:
+        """The completed k-space as the U-Net takes it."""
+        return self._completed() / self.scale / self.envelope
+
+    def _predict(self) -> Tensor:
+        """The mean of both branches, a few frames at a time with those around them, for the U-Net looks along time."""
+        ny, nx = self.problem.shape
+        n = self.problem.n_frames
+        places = torch.arange(ny * nx, device=self.problem.device)
+        length = max(1, self.settings.batch_frames - 2 * _FRAMES_AROUND)
+        made = []
+        for first in range(0, n, length):
+            start, end = max(0, first - _FRAMES_AROUND), min(n, first + length + _FRAMES_AROUND)
+            features, _ = self.field.unet(self.input[start:end])
+            for frame in range(first, min(n, first + length)):
+                points = self.coordinates(torch.full_like(places, frame), places)
+                branches = self.field(points, features[frame - start].flatten(1).T)
+                made.append(0.5 * (branches[0] + branches[1]))
+        return torch.stack(made).permute(0, 2, 1).reshape(n, -1, ny, nx)
+
+
+SOLVER = KpInr
