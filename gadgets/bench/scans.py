@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,12 +27,22 @@ from recon_core.operators.frames import FrameEncoding
 from recon_core.operators.nufft import Nufft
 from recon_core.options import build, option, unknown_name
 from recon_core.phantoms import cardiac, dce, speech
+from recon_core.phantoms.cardiac import CardiacScan
 from recon_core.phantoms.dce import DceScan
 from recon_core.phantoms.measurement import SimulatedScan
 from recon_core.phantoms.settings import CardiacSettings, DceSettings, SpeechSettings
 from recon_core.problem import KSpaceProblem
-from recon_core.trajectories import golden_angle_radial, resolution_limit
+from recon_core.trajectories import (
+    cartesian_interleaved_mask,
+    cartesian_mask,
+    golden_angle_radial,
+    net_acceleration,
+    resolution_limit,
+)
 
+logger = logging.getLogger(__name__)
+
+MASKS = ("random", "uniform")
 _FINER = 3
 _WITHHOLDING_SEED = 20_251
 
@@ -70,11 +81,16 @@ class FileScan:
 
 @dataclasses.dataclass(frozen=True)
 class ResampledScan:
-    """A fully sampled Cartesian series, measured again along golden-angle spokes."""
+    """A fully sampled Cartesian series, measured again along golden-angle spokes, or a part of its own lines."""
 
     file: str = option("", "ISMRMRD file of one channel, relative to the data folder")
     lines_per_frame: int = option(2, "lines of one full frame in the file", low=1)
     spokes_per_frame: int = option(8, "spokes in one frame", low=1)
+    acceleration: float | None = option(
+        None, "lines of a frame over those kept, outside the calibration lines; auto: spokes", low=1.0, high=64.0
+    )
+    mask: str = option("random", "lines kept, of every frame others: random and denser at the centre, or evenly spaced", choices=MASKS)
+    calibration_lines: int = option(8, "central lines that every frame keeps", low=0, high=512)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +145,14 @@ def _simulated(own: Mapping[str, Any], seed: int, prefix: str, progress: Progres
     settings: Any = build(kind, given, prefix=prefix)
     scan: SimulatedScan = module.simulate(settings, progress)
     problem = _whitened(scan, torch.from_numpy(scan.samples), scan.trajectory, scan.times, settings.matrix, settings.field_of_view)
+    if isinstance(scan, CardiacScan) and scan.lines is not None:
+        if settings.oversampling > 1:
+            raise SettingError(
+                f"{prefix}oversampling", f"{settings.oversampling} of Cartesian lines", "Give 1: no stage of the chain removes it."
+            )
+        owner = torch.from_numpy(scan.frames)
+        frames = tuple(torch.nonzero(owner == t, as_tuple=True)[0] for t in range(settings.frames))
+        problem = problem.replace(frames=frames, cartesian=True)
     return BenchScan(problem, scan.truth, scan.moving, source=module.PHANTOM_VERSION)
 
 
@@ -232,6 +256,9 @@ def resampled(settings: ResampledScan, data: Path) -> BenchScan:
     shape: tuple[int, int] = (full.shape[0], full.shape[1])
     fov: tuple[float, float] = (full.field_of_view[0], full.field_of_view[1])
     images = FrameEncoding(full.replace(sensitivities=torch.ones((1, *shape), dtype=torch.complex64))).backprojection()
+    if settings.acceleration is not None:
+        truth = images.numpy()
+        return BenchScan(_masked(full, settings), truth, moving_region(truth), source=settings.file)
     each = settings.spokes_per_frame
     count = full.n_frames * each
     trajectory = torch.from_numpy(golden_angle_radial(count, 2 * max(shape), matrix=shape, field_of_view=fov))
@@ -248,6 +275,22 @@ def resampled(settings: ResampledScan, data: Path) -> BenchScan:
     )
     truth = _within_disc(images, shape, fov).numpy()
     return BenchScan(problem, truth, moving_region(truth), source=settings.file)
+
+
+def _masked(full: KSpaceProblem, settings: ResampledScan) -> KSpaceProblem:
+    """A part of the lines, of every frame others."""
+    assert settings.acceleration is not None
+    ny = full.shape[0]
+    if settings.mask == "random":
+        mask = cartesian_mask(full.n_frames, ny, settings.acceleration, settings.calibration_lines)
+    else:
+        mask = cartesian_interleaved_mask(full.n_frames, ny, settings.acceleration, settings.calibration_lines)
+    keep = torch.zeros(full.n_readouts, dtype=torch.bool)
+    for frame, kept in zip(full.frames, mask, strict=True):
+        line = torch.round(full.trajectory[frame, 0, 1]).to(torch.int64) + ny // 2
+        keep[frame] = torch.from_numpy(kept)[line]
+    logger.info("net R %.2f", net_acceleration(mask))
+    return full.keep_readouts(keep)
 
 
 def _complete(problem: KSpaceProblem, frame: Tensor) -> bool:

@@ -145,6 +145,36 @@ def test_only_a_complete_series_of_one_channel_is_a_truth(tmp_path: Path, lines:
         scans.resampled(scans.ResampledScan(file="part.h5", lines_per_frame=lines), tmp_path)
 
 
+@pytest.mark.parametrize("mask", ["random", "uniform"])
+def test_a_part_of_the_lines_of_a_series(tmp_path: Path, mask: str) -> None:
+    write_series(tmp_path / "full.h5")
+    settings = scans.ResampledScan(file="full.h5", lines_per_frame=NY, acceleration=2, mask=mask, calibration_lines=4)
+    scan = scans.resampled(settings, tmp_path)
+    problem = scan.problem
+    assert problem.cartesian
+    assert problem.n_frames == FRAMES
+    lines = [set(problem.trajectory[frame, 0, 1].tolist()) for frame in problem.frames]
+    assert all({-2.0, -1.0, 0.0, 1.0} <= frame and len(frame) == 10 for frame in lines)
+    assert lines[0] != lines[1]
+    # What is left of the full set is measured, and predicted by the truth to rounding.
+    ones = torch.ones((1, NY, NX), dtype=torch.complex64)
+    encoding = FrameEncoding(problem.replace(sensitivities=ones))
+    for t, part in enumerate(encoding.frames):
+        predicted = encoding.forward(torch.from_numpy(scan.truth[t]), t)
+        torch.testing.assert_close(predicted, part.samples, rtol=1e-4, atol=1e-4 * float(part.samples.abs().max()))
+
+
+def test_a_simulated_cartesian_scan_lies_on_the_grid() -> None:
+    own = {"kind": "simulate", "matrix": [20, 18], "coils": 2, "frames": 3, "detail": 2, "trajectory": "cartesian", "oversampling": 1}
+    problem = scans.make(parse("case", {"title": "t", "scan": own}), 0, Path()).problem
+    assert problem.cartesian
+    assert [sorted(problem.trajectory[f, 0, 1].tolist()) == problem.trajectory[f, 0, 1].tolist() for f in problem.frames] == [True] * 3
+    assert sum(f.numel() for f in problem.frames) == problem.n_readouts
+    assert torch.equal(problem.trajectory, problem.trajectory.round())
+    with pytest.raises(SettingError, match="oversampling: 2 of Cartesian lines"):
+        scans.make(parse("case", {"title": "t", "scan": {**own, "oversampling": 2}}), 0, Path())
+
+
 def test_withheld_readouts_are_not_in_the_problem(tmp_path: Path) -> None:
     write_series(tmp_path / "full.h5")
     fields = {"title": "t", "scan": {"kind": "file", "file": "full.h5", "readouts_per_frame": 8}, "withhold": 0.2}
