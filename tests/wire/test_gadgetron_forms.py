@@ -197,6 +197,35 @@ def test_the_stand_in_tells_workers_what_gadgetron_told_them(transcript, raw):
     ]
 
 
+@pytest.mark.parametrize("name", ["connect_1_server_to_node", "worker_1_server_to_node", "worker_2_server_to_node"])
+def test_what_a_real_gadgetron_sent_is_reconstructed(name, transcript, raw):
+    """Recorded readouts and header, our properties in the recorded configuration; the second worker got no noise readouts."""
+    stream = transcript(name)
+    script = raw.parse(stream)[0][1]
+    asked = {**PROPERTIES, "readouts_per_frame": "6", "coils": "3"}
+    inner = "".join(f'<property name="{key}" value="{value}" />' for key, value in asked.items())
+    if name.startswith("connect"):
+        ours = script.replace('<property name="via" value="connect" />', inner)
+    else:
+        ours = script.replace("OurRecon", "cardiac").replace('<property name="lambda" value="0.1" />', inner)
+        ours = ours[: ours.index("<external>")] + ours[ours.rindex("</external>") + len("</external>") :]
+    rest = stream[2 + 4 + len(script.encode()) :]
+    with Server(port=0) as server, socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
+        sock.sendall(raw.script(ours) + rest)
+        received = bytearray()
+        while part := sock.recv(1 << 16):
+            received += part
+    messages = raw.parse(bytes(received))
+    assert [number for number, _ in messages] == [1022] * (2 if name.startswith("connect") else 1) + [4], messages
+    for _, (head, attributes, pixels) in messages[:-1]:
+        image = np.frombuffer(pixels, np.float32)
+        assert struct.unpack_from("<H", head, 2) == (5,)
+        assert image.size == 16 * 16
+        assert np.isfinite(image).all()
+        assert image.max() > 0
+        assert (b"no noise readouts" in attributes) == (name == "worker_2_server_to_node")
+
+
 def test_gadgetrons_own_whitening_is_not_done_again(site, scan, expected):
     site.install(noise_adjust=True)
     images = site.pixels("inr_cardiac_connect.xml", scan)
