@@ -29,7 +29,7 @@ def generated(folder: Path, *options: str) -> Path:
 def root_sum_of_squares(path: Path, repetition: int) -> np.ndarray:
     """The plain reconstruction of a fully sampled repetition, from the file alone."""
     with h5py.File(path) as file:
-        rows = [row for row in file["dataset/data"] if not row["head"]["flags"] >> (ismrmrd.ACQ_IS_NOISE_MEASUREMENT - 1) & 1]
+        rows = [row for row in file["dataset/data"] if not int(row["head"]["flags"]) >> (ismrmrd.ACQ_IS_NOISE_MEASUREMENT - 1) & 1]
     k = np.zeros((4, 48, 96), complex)
     for row in rows:
         if row["head"]["idx"]["repetition"] == repetition:
