@@ -78,7 +78,7 @@ def test_overrides_reach_the_gadget(tmp_path):
     assert made.properties == {**chain.load("cardiac_distributed").properties, "coils": "3", "solver.latent": "2"}
 
 
-def test_a_node_under_the_entrys_name_is_ours():
+def test_a_node_by_the_name_of_the_entry_is_ours():
     text = chain.load("cardiac").text.replace('name="gadgets.node"', 'name="gadgetron_inr_node"')
     made = chain.parse(text)
     assert made.form == "execute"
