@@ -30,6 +30,8 @@ class KSpaceProblem:
         sensitivities: complex64 ``[coil, (z,) y, x]``, unit root-sum-of-squares; None until calibrated.
         cartesian: the samples lie on the Cartesian grid of ``shape`` (integer k).
         field_of_view: mm, ``((z,) y, x)``.
+        sample_times: float64 ``[sample]``, seconds from a readout's passage through k = 0; None: off-resonance is not known of.
+        field_map: float32 ``[(z,) y, x]``, off-resonance in Hz, or ``[frame, (z,) y, x]``; None: on resonance.
     """
 
     samples: Tensor
@@ -43,6 +45,8 @@ class KSpaceProblem:
     sensitivities: Tensor | None = None
     cartesian: bool = False
     field_of_view: tuple[float, ...] | None = None
+    sample_times: Tensor | None = None
+    field_map: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check shapes, types and finiteness.
@@ -72,7 +76,14 @@ class KSpaceProblem:
             _expect("mask", self.mask, (n_readouts, n_samples), torch.bool)
         if self.sensitivities is not None:
             _expect("sensitivities", self.sensitivities, (self.samples.shape[0], *self.shape), torch.complex64)
-        for name in ("samples", "trajectory", "weights", "sensitivities"):
+        if self.sample_times is not None:
+            _expect("sample_times", self.sample_times, (n_samples,), torch.float64)
+        if self.field_map is not None:
+            frames = (len(self.frames),) if self.field_map.ndim > dim else ()
+            _expect("field_map", self.field_map, (*frames, *self.shape), torch.float32)
+            if self.sample_times is None:
+                raise DataError("sample_times", "missing, while there is a field map", "Give the time of every sample of a readout.")
+        for name in ("samples", "trajectory", "weights", "sensitivities", "sample_times", "field_map"):
             array = getattr(self, name)
             if array is not None and not bool(torch.isfinite(torch.view_as_real(array) if array.is_complex() else array).all()):
                 raise DataError(name, "NaN or Inf", "Repair or leave out the readouts concerned.")
@@ -111,7 +122,7 @@ class KSpaceProblem:
         moved = {
             f.name: getattr(self, f.name).to(device)
             for f in dataclasses.fields(self)
-            if isinstance(getattr(self, f.name), Tensor) and f.name not in ("readout_times", "frame_times")
+            if isinstance(getattr(self, f.name), Tensor) and f.name not in ("readout_times", "frame_times", "sample_times")
         }
         return self.replace(frames=tuple(f.to(device) for f in self.frames), **moved)
 
@@ -123,7 +134,8 @@ class KSpaceProblem:
         half = torch.tensor([n / 2 for n in reversed(shape)], device=self.device)
         inside = ((self.trajectory >= -half) & (self.trajectory <= half - (0.5 if self.cartesian else 0.0))).all(dim=-1)
         mask = inside if self.mask is None else inside & self.mask
-        return self.replace(shape=tuple(shape), mask=mask, weights=None, sensitivities=None)
+        field_map = None if self.field_map is None else _resampled(self.field_map, shape)
+        return self.replace(shape=tuple(shape), mask=mask, weights=None, sensitivities=None, field_map=field_map)
 
     def keep_readouts(self, keep: Tensor) -> KSpaceProblem:
         """Only the readouts whose entry in ``keep`` (bool ``[readout]``) is True; frame count and times stay.
@@ -176,3 +188,15 @@ class ImageSeries:
 def _expect(name: str, array: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tuple(array.shape) != shape or array.dtype != dtype:
         raise DataError(name, f"{array.dtype} {tuple(array.shape)}", f"Give {dtype} of shape {shape}.")
+
+
+def _resampled(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Smooth maps ``[..., (z,) y, x]`` on another matrix over the same field of view, by linear interpolation between pixel centres."""
+    for axis, n in zip(range(-len(shape), 0), shape, strict=True):
+        old = maps.shape[axis]
+        place = ((torch.arange(n, dtype=torch.float64) - n // 2) * (old / n) + old // 2).clamp(0, old - 1)
+        below = place.floor().long().clamp_max(old - 2)
+        part = (place - below).to(maps.dtype).to(maps.device).reshape(-1, *[1] * (-axis - 1))
+        low, high = (maps.index_select(axis, index.to(maps.device)) for index in (below, below + 1))
+        maps = low + part * (high - low)
+    return maps

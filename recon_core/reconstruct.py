@@ -15,8 +15,9 @@ from recon_core.calibration import calibrate
 from recon_core.calibration.calibrate import Calibration, with_density
 from recon_core.calibration.holdout import CENTRE_RADIUS, held_out_readouts, owner_frames
 from recon_core.errors import DataError, MissingPartError
-from recon_core.operators.frames import gather
-from recon_core.operators.nufft import Nufft, resolve_engine
+from recon_core.operators.frames import FrameSamples, gather, transform
+from recon_core.operators.nufft import resolve_engine
+from recon_core.operators.off_resonance import segments_of
 from recon_core.options import build, option
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver
@@ -80,13 +81,13 @@ class HeldOut:
         self.times = problem.frame_times
         self.maps = calibration.sensitivities
         self.groups = []
+        segments = segments_of(problem)
         for frame in sorted(set(owner[held].tolist()) - {-1}):
             readouts = torch.nonzero(held & (owner == frame), as_tuple=True)[0].to(problem.device)
             part = gather(weighted, readouts)
             outside = part.points.norm(dim=1) >= CENTRE_RADIUS
-            points, samples, weights = part.points[outside], part.samples[:, outside], part.weights[outside]
-            nufft = Nufft(points, problem.shape, engine, cartesian=problem.cartesian)
-            self.groups.append((frame, nufft, samples, weights))
+            part = FrameSamples(part.points[outside], part.samples[:, outside], part.weights[outside], part.places[outside])
+            self.groups.append((frame, transform(problem, part, frame, segments, engine), part.samples, part.weights))
         if not self.groups:
             raise DataError("holdout", "no held-out readout belongs to a frame", "Raise holdout, or lower discard_readouts.")
 

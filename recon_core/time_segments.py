@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recon_core.errors import DataError
 
+_NODES_PER_TURN = 8
 _PER_TURN = 64
 """Table entries for one turn of phase: linear interpolation between them errs by (2π/64)²/8 ≈ 1e-3 of a segment's share."""
 
@@ -74,16 +75,15 @@ def segment_basis(sample_times: Tensor, largest: float, tolerance: float) -> Seg
     if not bool(torch.isfinite(sample_times).all()):
         raise DataError("sample times", "NaN or Inf", "Give the time of every sample of a readout.")
     times = sample_times.double()
-    # The error of linear interpolation falls with the square of the spacing.
-    fine = max(1.0, math.sqrt(1e-3 / tolerance))
-    span = float(times.abs().max())
-    entries = 2 + math.ceil(2 * largest * max(span, 1e-9) * _PER_TURN * fine)
-    frequencies = torch.linspace(-largest, largest, entries, dtype=torch.float64)
-    phase = torch.exp(2j * math.pi * times[:, None] * frequencies)
-    left, values, right = torch.linalg.svd(phase, full_matrices=False)
-    rest = values.square().flip(0).cumsum(0).flip(0) / phase.numel()
+    turns = 2 * largest * max(float(times.abs().max()), 1e-9)
+    # A band of so many turns has hardly more dimensions than turns; a few nodes a turn span it.
+    nodes = torch.linspace(-largest, largest, 16 + math.ceil(_NODES_PER_TURN * turns), dtype=torch.float64)
+    left, values, _ = torch.linalg.svd(torch.exp(2j * math.pi * times[:, None] * nodes), full_matrices=False)
+    rest = values.square().flip(0).cumsum(0).flip(0) / (len(times) * len(nodes))
     kept = max(1, int((rest > tolerance**2).sum()))
-    root = values[:kept].sqrt()
-    in_time = (left[:, :kept] * root).T
-    table = root[:, None] * right[:kept]
+    # The error of linear interpolation falls with the square of the spacing.
+    entries = 2 + math.ceil(turns * _PER_TURN * max(1.0, math.sqrt(1e-3 / tolerance)))
+    frequencies = torch.linspace(-largest, largest, entries, dtype=torch.float64)
+    table = left[:, :kept].conj().T @ torch.exp(2j * math.pi * times[:, None] * frequencies)
+    in_time = left[:, :kept].T
     return SegmentBasis(in_time.to(torch.complex64).contiguous(), table.to(torch.complex64).contiguous(), largest)

@@ -12,7 +12,6 @@ from torch import Tensor
 from recon_core.calibration.calibrate import calibrate
 from recon_core.operators.frames import FrameEncoding
 from recon_core.operators.proximal import Fista, TemporalTv, largest_eigenvalue
-from recon_core.operators.toeplitz import ToeplitzNormal, point_spread_spectrum
 from recon_core.problem import KSpaceProblem
 
 _FRAMES_AT_ONCE = 16
@@ -48,8 +47,7 @@ def low_resolution_series(problem: KSpaceProblem, width: int, strength: float, s
     small = problem.at_shape(tuple(min(n, width) for n in problem.shape))
     calibrated = power_weighted(calibrate(small, coils, engine)[0])
     encoding = FrameEncoding(calibrated, engine)
-    spectra = torch.stack([point_spread_spectrum(f.points, f.weights, small.shape, engine) for f in encoding.frames])
-    normal = ToeplitzNormal(spectra, encoding.sensitivities)
+    normal = encoding.normal()
     target = encoding.backprojection(density=True)
 
     def apply(series: Tensor) -> Tensor:

@@ -10,6 +10,17 @@ from torch import Tensor
 
 from recon_core.errors import DataError
 from recon_core.operators.nufft import DEFAULT_TOLERANCE, Nufft
+from recon_core.operators.off_resonance import (
+    SegmentedNormal,
+    SegmentedNufft,
+    SegmentedSubspaceNormal,
+    Segments,
+    one_map,
+    pair_spectra,
+    segmented_kernel,
+    segments_of,
+)
+from recon_core.operators.toeplitz import SubspaceNormal, ToeplitzNormal, point_spread_spectrum
 from recon_core.problem import KSpaceProblem
 
 
@@ -21,11 +32,13 @@ class FrameSamples:
         points: float32 ``[point, axis]``, cycles per field of view.
         samples: complex64 ``[coil, point]``.
         weights: float32 ``[point]``, density compensation, or ones where the problem has none.
+        places: int64 ``[point]``, number of the sample in its readout.
     """
 
     points: Tensor
     samples: Tensor
     weights: Tensor
+    places: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +55,26 @@ def gather(problem: KSpaceProblem, readouts: Tensor) -> FrameSamples:
     samples = problem.samples[:, readouts].flatten(1)
     points = problem.trajectory[readouts].flatten(0, 1)
     weights = torch.ones_like(points[:, 0]) if problem.weights is None else problem.weights[readouts].flatten()
+    places = torch.arange(problem.samples.shape[2], device=problem.device).repeat(readouts.numel())
     if problem.mask is not None:
         used = problem.mask[readouts].flatten()
-        points, samples, weights = points[used], samples[:, used], weights[used]
-    return FrameSamples(points, samples, weights)
+        points, samples, weights, places = points[used], samples[:, used], weights[used], places[used]
+    return FrameSamples(points, samples, weights, places)
+
+
+def transform(
+    problem: KSpaceProblem,
+    samples: FrameSamples,
+    frame: int,
+    segments: Segments | None,
+    engine: str = "auto",
+    tolerance: float = DEFAULT_TOLERANCE,
+) -> Nufft | SegmentedNufft:
+    """What takes images to a frame's points, off-resonance included where the problem has ``segments``."""
+    nufft = Nufft(samples.points, problem.shape, engine, tolerance, problem.cartesian)
+    if segments is None:
+        return nufft
+    return SegmentedNufft(nufft, segments.in_time[:, samples.places], segments.of_frame(frame))
 
 
 def occupied_frames(problem: KSpaceProblem) -> list[FrameSamples]:
@@ -90,8 +119,10 @@ class FrameEncoding:
         self.sensitivities = required_sensitivities(problem)
         self.frames = occupied_frames(problem)
         self.occupied = torch.tensor([t for t, f in enumerate(self.frames) if f.points.shape[0]], dtype=torch.int64)
-        self.nuffts = [Nufft(f.points, problem.shape, engine, tolerance, problem.cartesian) for f in self.frames]
+        self.segments = segments_of(problem)
+        self.nuffts = [transform(problem, f, t, self.segments, engine, tolerance) for t, f in enumerate(self.frames)]
         self.shape = problem.shape
+        self.engine = engine
 
     def __repr__(self) -> str:
         return f"FrameEncoding({len(self.frames)} frames of {self.shape}, {self.sensitivities.shape[0]} coils)"
@@ -113,8 +144,43 @@ class FrameEncoding:
         """Squared norm of all samples."""
         return float(sum(float(f.samples.abs().square().sum(dtype=torch.float64)) for f in self.frames))
 
+    def normal(self) -> ToeplitzNormal | SegmentedNormal:
+        """EᴴWE frame by frame, W the density weights."""
+        if self.segments is None:
+            spectra = [point_spread_spectrum(f.points, f.weights, self.shape, self.engine) for f in self.frames]
+            return ToeplitzNormal(torch.stack(spectra), self.sensitivities)
+        in_time = self.segments.in_time
+        pairwise = [pair_spectra(f.points, f.weights, in_time[:, f.places], self.shape, self.engine) for f in self.frames]
+        return SegmentedNormal(torch.stack(pairwise), self.segments, self.sensitivities)
 
-def subspace_backprojection(frames: Sequence[FrameSamples], sensitivities: Tensor, temporal: Tensor, nufft: NufftOptions) -> Tensor:
+
+def subspace_normal(
+    frames: Sequence[FrameSamples], sensitivities: Tensor, temporal: Tensor, segments: Segments | None, engine: str = "auto"
+) -> SubspaceNormal | SegmentedSubspaceNormal:
+    """``Σ_t V_kt V_lt E_tᴴ W_t E_t``: the normal operator of a series ``Σ_k V_kt U_k`` on the bases U.
+
+    Args:
+        frames: points and weights of every frame.
+        sensitivities: complex64 ``[coil, (z,) y, x]``.
+        temporal: float32 ``[K, frame]``.
+        segments: of :func:`segments_of`, with one field map for all frames; None on resonance.
+        engine: NUFFT engine by name.
+
+    Raises:
+        DataError: the field map changes from frame to frame.
+    """
+    shape = tuple(sensitivities.shape[1:])
+    if segments is None:
+        spectra = torch.stack([point_spread_spectrum(f.points, f.weights, shape, engine) for f in frames])
+        return SubspaceNormal(spectra, sensitivities, temporal)
+    in_space = one_map(segments)
+    each = [(f.points, f.weights, segments.in_time[:, f.places]) for f in frames]
+    return SegmentedSubspaceNormal(segmented_kernel(each, temporal, shape, engine), in_space, sensitivities)
+
+
+def subspace_backprojection(
+    frames: Sequence[FrameSamples], sensitivities: Tensor, temporal: Tensor, nufft: NufftOptions, segments: Segments | None = None
+) -> Tensor:
     """``Σ_t V_kt E_tᴴ W_t y_t``: the right-hand side of a series ``Σ_k V_kt U_k``, from one plan for the samples of all frames.
 
     Args:
@@ -122,13 +188,20 @@ def subspace_backprojection(frames: Sequence[FrameSamples], sensitivities: Tenso
         sensitivities: complex64 ``[coil, (z,) y, x]``.
         temporal: float32 ``[K, frame]``.
         nufft: how the transform is made.
+        segments: of :func:`segments_of`, with one field map for all frames; None on resonance.
 
     Returns:
         complex64 ``[K, (z,) y, x]``.
+
+    Raises:
+        DataError: the field map changes from frame to frame.
     """
     counts = torch.tensor([f.points.shape[0] for f in frames], device=temporal.device)
     samples = torch.cat([f.samples * f.weights for f in frames], dim=1)
     shape = tuple(sensitivities.shape[1:])
-    transform = Nufft(torch.cat([f.points for f in frames]), shape, nufft.engine, nufft.tolerance, nufft.cartesian)
+    plain = Nufft(torch.cat([f.points for f in frames]), shape, nufft.engine, nufft.tolerance, nufft.cartesian)
+    whole: Nufft | SegmentedNufft = plain
+    if segments is not None:
+        whole = SegmentedNufft(plain, segments.in_time[:, torch.cat([f.places for f in frames])], one_map(segments))
     courses = temporal.repeat_interleave(counts, dim=1)
-    return torch.stack([(sensitivities.conj() * transform.adjoint(course * samples)).sum(0) for course in courses])
+    return torch.stack([(sensitivities.conj() * whole.adjoint(course * samples)).sum(0) for course in courses])

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from recon_core.operators.frames import FrameEncoding
-from recon_core.operators.toeplitz import ToeplitzNormal, point_spread_spectrum
 from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames
@@ -54,9 +53,8 @@ class CgSense(Solver[CgSenseSettings]):
         self.problem = problem
         self.step = 0
         encoding = FrameEncoding(problem, self.engine)
-        spectra = torch.stack([point_spread_spectrum(f.points, f.weights, problem.shape, self.engine) for f in encoding.frames])
         self.occupied = encoding.occupied
-        self.normal = ToeplitzNormal(spectra, encoding.sensitivities)
+        self.normal = encoding.normal()
         share = torch.stack([f.weights.sum() for f in encoding.frames]) / encoding.sensitivities[0].numel()
         damping = 0.1 if self.settings.damping is None else self.settings.damping
         self.damping = (damping * share).reshape(-1, *[1] * problem.dim).to(torch.float32)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from recon_core.calibration.temporal_basis import power_weighted
 from recon_core.operators.frames import FrameEncoding
+from recon_core.operators.off_resonance import SegmentedNormal
 from recon_core.operators.proximal import largest_eigenvalue
-from recon_core.operators.toeplitz import ToeplitzNormal, point_spread_spectrum
+from recon_core.operators.toeplitz import ToeplitzNormal
 from recon_core.problem import KSpaceProblem
 
 _FRAMES_AT_ONCE = 8
@@ -29,7 +30,7 @@ class SeriesDataTerm:
         occupied: int64, the frames that have samples (on the CPU).
     """
 
-    normal: ToeplitzNormal
+    normal: ToeplitzNormal | SegmentedNormal
     target: Tensor
     energy: float
     lipschitz: float
@@ -50,8 +51,7 @@ class SeriesDataTerm:
         """
         encoding = FrameEncoding(power_weighted(problem, density_power), engine)
         frames = encoding.frames
-        spectra = torch.stack([point_spread_spectrum(f.points, f.weights, problem.shape, engine) for f in frames])
-        normal = ToeplitzNormal(spectra, encoding.sensitivities)
+        normal = encoding.normal()
         target = encoding.backprojection(density=True)
         energy = sum(float((f.weights * f.samples.abs().square()).sum(dtype=torch.float64)) for f in frames)
         generator = torch.Generator().manual_seed(seed)
@@ -76,7 +76,8 @@ class SeriesDataTerm:
 
     def time_average(self) -> Tensor:
         """The one image that fits all frames best, ``[(z,) y, x]``, by a few conjugate-gradient steps: everything dynamic grows from it."""
-        pooled = ToeplitzNormal(self.normal.spectra.sum(0, keepdim=True), self.normal.sensitivities)
+        own = self.normal
+        pooled = own.pooled() if isinstance(own, SegmentedNormal) else ToeplitzNormal(own.spectra.sum(0, keepdim=True), own.sensitivities)
         residual = self.target.sum(0, keepdim=True)
         image, direction = torch.zeros_like(residual), residual.clone()
         energy = residual.abs().square().sum()

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from recon_core.calibration.temporal_basis import low_resolution_series, power_weighted, temporal_basis
-from recon_core.operators.frames import FrameSamples, NufftOptions, occupied_frames, required_sensitivities, subspace_backprojection
+from recon_core.operators.frames import (
+    FrameSamples,
+    NufftOptions,
+    occupied_frames,
+    required_sensitivities,
+    subspace_backprojection,
+    subspace_normal,
+)
+from recon_core.operators.off_resonance import segments_of
 from recon_core.operators.proximal import largest_eigenvalue
-from recon_core.operators.toeplitz import SubspaceNormal, point_spread_spectrum
 from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames
@@ -80,11 +87,10 @@ class SubspaceSolver(Solver[T]):
         """Gram operator and right-hand side for the basis at hand; the bases start from zero."""
         problem = self.problem
         frames = occupied_frames(power_weighted(problem, self.settings.density_power))
-        sensitivities = required_sensitivities(problem)
-        spectra = torch.stack([point_spread_spectrum(f.points, f.weights, problem.shape, self.engine) for f in frames])
-        self.normal = SubspaceNormal(spectra, sensitivities, self.temporal)
+        sensitivities, segments = required_sensitivities(problem), segments_of(problem)
+        self.normal = subspace_normal(frames, sensitivities, self.temporal, segments, self.engine)
         options = NufftOptions(self.engine, cartesian=problem.cartesian)
-        self.target = subspace_backprojection(frames, sensitivities, self.temporal, options)
+        self.target = subspace_backprojection(frames, sensitivities, self.temporal, options, segments)
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(self.target.shape, dtype=torch.complex64, generator=generator).to(problem.device)
         self.lipschitz = 1.1 * largest_eigenvalue(self.normal, noise, _POWER_ITERATIONS)
