@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gadgets import cartesian, spiral
 from gadgets.cartesian import Sampling
+from gadgets.field_map import with_field_map
 from gadgets.framing import Physiology, framed
 from gadgets.header import Encoding, ScanHeader
 from gadgets.noise import NOISE_ADJUST_LEVEL, arrives_whitened, noise_level
@@ -166,6 +167,8 @@ def assemble(
         tell(binning.note)
     for note in notes:
         tell(note)
+    if settings.field_map:
+        problem = with_field_map(problem, settings.field_map, readouts)
     distance = np.where(sampling.mask, np.linalg.norm(sampling.trajectory.astype(np.float64), axis=-1), np.inf).min(axis=1)
     heads = tuple(r.head for r in readouts)
     return Assembled(problem, heads, distance, encoding.recon.field_of_view, compressed, tuple(notes), binning.phases, binning.repetitions)

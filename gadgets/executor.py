@@ -16,6 +16,7 @@ from gadgets.settings import LOCAL, ChainSettings
 from recon_core.errors import MissingPartError, ReconError
 from recon_core.problem import KSpaceProblem
 from recon_core.reconstruct import Reconstruction, ReconstructionSettings
+from recon_core.slices import reconstruct_slices
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +42,13 @@ class Task(Generic[T]):
     """A problem to be reconstructed.
 
     Attributes:
-        problem: whitened samples.
+        problem: whitened samples; several: the slices of one volume, reconstructed together.
         name: of the problem, for status lines; empty if the scan has only one.
         tag: comes back with the result.
         coils: virtual coils to keep; None: what the method says.
     """
 
-    problem: KSpaceProblem
+    problem: KSpaceProblem | tuple[KSpaceProblem, ...]
     name: str
     tag: T
     coils: int | None = None
@@ -58,7 +59,7 @@ class Method:
     """How problems are reconstructed.
 
     Attributes:
-        reconstruct: what does it; for Dask importable by its name on the workers.
+        reconstruct: what does it with one problem; for Dask importable by its name on the workers.
         common: what holds for every solver.
         solver_settings: the solver's own settings by name.
     """
@@ -67,9 +68,13 @@ class Method:
     common: ReconstructionSettings
     solver_settings: dict[str, Any]
 
-    def run(self, problem: KSpaceProblem, progress: Callable[[str], None] | None, coils: int | None = None) -> Reconstruction:
-        """Reconstruct one problem, with another number of virtual coils where one is given."""
+    def run(
+        self, problem: KSpaceProblem | tuple[KSpaceProblem, ...], progress: Callable[[str], None] | None, coils: int | None = None
+    ) -> Reconstruction:
+        """Reconstruct one problem, or the slices of one volume, with another number of virtual coils where one is given."""
         common = self.common if coils is None else dataclasses.replace(self.common, coils=coils)
+        if isinstance(problem, tuple):
+            return reconstruct_slices(problem, common, self.solver_settings, progress)
         return self.reconstruct(problem, common, dict(self.solver_settings), progress)
 
 

@@ -237,22 +237,41 @@ def principal_components(latents: NDArray[np.floating[Any]]) -> NDArray[np.float
     return (components * np.where(farthest < 0, -1.0, 1.0)).astype(np.float32)
 
 
-def latent_image(series: ImageSeries, assembled: Assembled, numbering: Numbering, solver: str) -> ismrmrd.Image | None:
-    """The learned latents of one slice as a real image, row = principal component, column = frame; None without latents."""
-    if series.latents is None:
-        return None
-    components = principal_components(series.latents.numpy())
+def course_image(
+    values: NDArray[np.float32], times: NDArray[np.float64], assembled: Assembled, numbering: Numbering, description: str, note: str
+) -> ismrmrd.Image:
+    """Courses over time as a real image, row = course or place, column = moment.
+
+    Args:
+        values: ``[row, moment]``.
+        times: of the columns, s.
+        assembled: whose first frame's geometry is noted.
+        numbering: the scan's running indices.
+        description: series description.
+        note: what rows and columns are.
+    """
     head = assembled.heads[representative(assembled, 0)]
-    series_index, image_index = numbering.next("latents", components.shape)
-    fields = _geometry(head, (float(components.shape[1]), float(components.shape[0]), 1.0))
+    series_index, image_index = numbering.next(description, values.shape)
+    fields = _geometry(head, (float(values.shape[1]), float(values.shape[0]), 1.0))
     image = ismrmrd.Image.from_array(
-        components,
+        np.ascontiguousarray(values, dtype=np.float32),
         transpose=False,
         image_type=ismrmrd.IMTYPE_REAL,
         image_series_index=series_index,
         image_index=image_index,
         **fields,
     )
+    image.meta = _common([note], description, "Image")
+    image.meta["Keep_image_geometry"] = 0
+    image.meta["FrameTimes_s"] = [f"{time:.9g}" for time in times]
+    return image
+
+
+def latent_image(series: ImageSeries, assembled: Assembled, numbering: Numbering, solver: str) -> ismrmrd.Image | None:
+    """The learned latents of one slice as a real image, row = principal component, column = frame; None without latents."""
+    if series.latents is None:
+        return None
+    components = principal_components(series.latents.numpy())
     times = series.times.numpy()
     power = np.square(components.astype(np.float64)).sum(axis=1)
     share = 100 * power / max(power.sum(), np.finfo(np.float64).tiny)
@@ -260,7 +279,4 @@ def latent_image(series: ImageSeries, assembled: Assembled, numbering: Numbering
         f"principal components of the {solver} latents over time: row = component, column = frame; "
         f"{len(times)} frames from {times[0]:.4g} s to {times[-1]:.4g} s; variance {', '.join(f'{s:.3g} %' for s in share)}"
     )
-    image.meta = _common([note], "latents", "Image")
-    image.meta["Keep_image_geometry"] = 0
-    image.meta["FrameTimes_s"] = [f"{time:.9g}" for time in times]
-    return image
+    return course_image(components, times, assembled, numbering, "latents", note)

@@ -23,6 +23,7 @@ ENGINES = ("auto", "finufft", "cufinufft", "torchkbnufft", "nudft")
 IMAGE_TYPES = ("magnitude", "float", "complex")
 FRAMINGS = ("count", "order", "counters", "gated")
 GATINGS = ("ecg", "pulse", "stamps", "self")
+VOLUMES = ("joint", "slices")
 
 LOCAL = "local"
 """``executor`` that is this process."""
@@ -67,6 +68,11 @@ class ChainSettings:
         None, "Image matrix: one number for every axis, or `nx,ny` or `nx,ny,nz`; auto: the header's reconSpace.", low=2
     )
     dimension: int | None = option(None, "2 for slices, 3 for volumes; auto: from the header and the trajectory.", low=2, high=3)
+    volume: str = option(
+        "joint",
+        "A 3D scan as one, or, for a stack of stars, in slices after a transform along kz; a frame then holds `readouts_per_frame` angles.",
+        choices=VOLUMES,
+    )
     coils: int = option(8, "Virtual coils kept by SVD compression, at most as many as were received.", low=1)
     device: str = option("auto", "Where to compute: auto (CUDA if there is one), cpu, cuda or cuda:N.")
     engine: str = option("auto", "NUFFT engine; auto: the fastest that works on the device.", choices=ENGINES)
@@ -87,6 +93,16 @@ class ChainSettings:
         "Whether a stage before this one compresses coils, so that `coils` does not; auto: where fewer channels arrive than announced.",
     )
     time_tick_ms: float = option(2.5, "One tick of `acquisition_time_stamp`.", low=0.001, high=1e6, unit="ms")
+    field_map: str = option(
+        "",
+        "NumPy file of off-resonance in Hz, `[(z,) y, x]` or one a frame, over the reconstructed field of view; none: on resonance.",
+    )
+    regions: str = option(
+        "", "Discs whose mean magnitude over time is sent: `NAME=x,y[,z],radius`, in pixels, several separated by semicolons."
+    )
+    profiles: str = option(
+        "", "Lines whose magnitude over time is sent: `NAME=x0,y0,x1,y1[,z]`, in pixels, several separated by semicolons."
+    )
     executor: str = option(
         LOCAL, "Where slices, contrasts and sets are reconstructed: local, or side by side on a Dask scheduler, tcp://host:port."
     )

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from gadgets import flags
 from gadgets.assemble import Assembled, assemble
 from gadgets.binning.clock import readout_times
+from gadgets.courses import courses, parse_lines, parse_regions
 from gadgets.executor import Method, Reconstruct, Task, execute
 from gadgets.flags import Kind
 from gadgets.framing import Physiology
@@ -32,6 +33,7 @@ from gadgets.images import Numbering, Scale, clipped, emit, latent_image, magnit
 from gadgets.noise import NoiseReadouts
 from gadgets.readouts import Readout, admit
 from gadgets.settings import ChainSettings
+from gadgets.stack import Stack, assemble_stack
 from gadgets.waveforms import Waveforms
 from recon_core.errors import DataError
 from recon_core.problem import ImageSeries
@@ -157,8 +159,11 @@ def assembled(
         whitening = None
         if not settings.whitened:
             whitening = noise.matrix(first.samples.shape[0], float(first.head.sample_time_us), header.noise_bandwidth)
-        physiology = Physiology(waveforms or Waveforms(), group.origin, group.is_clock)
-        made = assemble(group.readouts, group.times, header, settings, whitening, report, physiology)
+        if settings.volume == "slices":
+            made: Assembled = assemble_stack(group.readouts, group.times, header, settings, whitening, report)
+        else:
+            physiology = Physiology(waveforms or Waveforms(), group.origin, group.is_clock)
+            made = assemble(group.readouts, group.times, header, settings, whitening, report, physiology)
         problem = made.problem
         report(
             f"{_name(first.head, group.total)}{problem.n_readouts} readouts, {problem.n_coils} channels, {problem.n_frames} frames of "
@@ -186,7 +191,7 @@ def reconstructed(
     # All that a compression before this one has left is used.
     tasks = (
         Task(
-            made.problem,
+            made.slices if isinstance(made, Stack) else made.problem,
             _name(made.heads[0], group.total),
             (group, made),
             coils=made.problem.n_coils if made.compressed else None,
@@ -217,7 +222,7 @@ def run(
         method: what reconstructs a problem; None: :func:`recon_core.reconstruct.reconstruct`.
 
     Yields:
-        Images slice by slice as soon as one is done, then that slice's latents (series 2).
+        Images slice by slice as soon as one is done, then that slice's latents (series 2), curves, profiles and respiratory signal.
 
     Raises:
         DataError: header or readouts cannot be used; an empty scan.
@@ -225,6 +230,7 @@ def run(
         MissingPartError: a device or engine asked for is absent.
     """
     tell = report or _log
+    regions, lines = parse_regions(settings.regions), parse_lines(settings.profiles)
     header = parse(header_text)
     tally, noise = Tally(), NoiseReadouts()
     imaging = admitted(keep_noise(sort(items, tally), noise), header, settings.discard_readouts, settings.compressed)
@@ -242,6 +248,10 @@ def run(
         latents = latent_image(series, made, numbering, settings.solver) if settings.send_latents else None
         if latents is not None:
             yield latents
+        breathing = None
+        if isinstance(made, Stack) and made.respiration is not None:
+            breathing = made.respiration, made.problem.readout_times.numpy()
+        yield from courses(series, made, numbering, regions, lines, breathing)
 
 
 def _told_at_end(readouts: Iterable[Readout], tally: Tally, settings: ChainSettings, report: Report) -> Iterator[Readout]:

@@ -134,7 +134,7 @@ class KSpaceProblem:
         half = torch.tensor([n / 2 for n in reversed(shape)], device=self.device)
         inside = ((self.trajectory >= -half) & (self.trajectory <= half - (0.5 if self.cartesian else 0.0))).all(dim=-1)
         mask = inside if self.mask is None else inside & self.mask
-        field_map = None if self.field_map is None else _resampled(self.field_map, shape)
+        field_map = None if self.field_map is None else resampled(self.field_map, shape)
         return self.replace(shape=tuple(shape), mask=mask, weights=None, sensitivities=None, field_map=field_map)
 
     def keep_readouts(self, keep: Tensor) -> KSpaceProblem:
@@ -190,7 +190,7 @@ def _expect(name: str, array: Tensor, shape: tuple[int, ...], dtype: torch.dtype
         raise DataError(name, f"{array.dtype} {tuple(array.shape)}", f"Give {dtype} of shape {shape}.")
 
 
-def _resampled(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
+def resampled(maps: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Smooth maps ``[..., (z,) y, x]`` on another matrix over the same field of view, by linear interpolation between pixel centres."""
     for axis, n in zip(range(-len(shape), 0), shape, strict=True):
         old = maps.shape[axis]

@@ -181,6 +181,49 @@ def _differences(candidate: Any, candidates: list[Any]) -> str:
     return ", ".join(f"{name}={values[name]}" for name in differing) or "the settings given"
 
 
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Settings with nothing left open.
+
+    Attributes:
+        settings: of the solver.
+        limit: step at which to stop; None: at the end.
+        tried: what was tried, with its held-out error.
+        note: what was chosen, in words; empty where nothing was.
+    """
+
+    settings: Any
+    limit: int | None = None
+    tried: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    note: str = ""
+
+
+def choose(
+    cls: type[Solver[Any]],
+    asked: Any,
+    problem: KSpaceProblem,
+    settings: ReconstructionSettings,
+    engine: str,
+    progress: Callable[[str], None] | None = None,
+) -> Chosen:
+    """Choose on held-out readouts what ``asked`` leaves open, and the step at which to stop.
+
+    Args:
+        cls: the solver.
+        asked: its settings as they were given.
+        problem: whitened, uncalibrated, on the device.
+        settings: coils, seed, held-out share; 0 takes the middle candidate.
+        engine: NUFFT engine by name.
+        progress: is told short lines.
+    """
+    candidates = cls.candidates(asked, problem)
+    if settings.holdout == 0 or not (len(candidates) > 1 or cls.check_every > 0 or cls.refinements(candidates[0], asked)):
+        return Chosen(candidates[len(candidates) // 2])
+    choice, tried = _select(cls, asked, candidates, problem, settings, engine, progress)
+    told = _differences(choice.settings, [t["settings"] for t in tried]) + (f", {choice.limit} steps" if choice.limit else "")
+    return Chosen(choice.settings, choice.limit, tried, f"chosen on held-out readouts: {told}")
+
+
 def reconstruct(
     problem: KSpaceProblem,
     settings: ReconstructionSettings,
@@ -210,18 +253,10 @@ def reconstruct(
     cls.suits(problem)
     notes = [f"{cls.name} on {device.type}, {'fft' if problem.cartesian else engine}"]
     problem = problem.to(device)
-    candidates = cls.candidates(chosen, problem)
-    limit: int | None = None
-    tried: list[dict[str, Any]] = []
-    selecting = settings.holdout > 0 and (len(candidates) > 1 or cls.check_every > 0 or bool(cls.refinements(candidates[0], chosen)))
-    if selecting:
-        choice, tried = _select(cls, chosen, candidates, problem, settings, engine, progress)
-        chosen, limit = choice.settings, choice.limit
-        notes.append(
-            f"chosen on held-out readouts: {_differences(chosen, [t['settings'] for t in tried])}" + (f", {limit} steps" if limit else "")
-        )
-    else:
-        chosen = candidates[len(candidates) // 2]
+    choice = choose(cls, chosen, problem, settings, engine, progress)
+    chosen, limit, tried = choice.settings, choice.limit, choice.tried
+    if choice.note:
+        notes.append(choice.note)
     selected = time.perf_counter()
     calibrated, calibration = calibrate(problem, settings.coils, engine)
     calibrated_at = time.perf_counter()

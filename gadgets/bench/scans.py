@@ -28,10 +28,10 @@ from recon_core.operators.nufft import Nufft
 from recon_core.options import build, option, unknown_name
 from recon_core.phantoms import cardiac, dce, speech
 from recon_core.phantoms.cardiac import CardiacScan
-from recon_core.phantoms.dce import DceScan
 from recon_core.phantoms.measurement import SimulatedScan
 from recon_core.phantoms.settings import CardiacSettings, DceSettings, SpeechSettings
 from recon_core.problem import KSpaceProblem
+from recon_core.stack_of_stars import decouple, sort_spokes
 from recon_core.trajectories import (
     cartesian_interleaved_mask,
     cartesian_mask,
@@ -144,7 +144,7 @@ def _simulated(own: Mapping[str, Any], seed: int, prefix: str, progress: Progres
     module, kind = _PHANTOMS[phantom]
     settings: Any = build(kind, given, prefix=prefix)
     scan: SimulatedScan = module.simulate(settings, progress)
-    problem = _whitened(scan, torch.from_numpy(scan.samples), scan.trajectory, scan.times, settings.matrix, settings.field_of_view)
+    problem = _whitened(scan, settings.matrix, settings.field_of_view)
     if isinstance(scan, CardiacScan) and scan.lines is not None:
         if settings.oversampling > 1:
             raise SettingError(
@@ -160,44 +160,26 @@ def _one_slice(own: Mapping[str, Any], prefix: str, progress: Progress | None) -
     """A slice of a stack of stars: a Fourier transform along the partitions makes each slice a problem of its own."""
     number = build(_SliceChoice, {k: v for k, v in own.items() if k == "slice"}, prefix=prefix).slice
     settings: DceSettings = build(DceSettings, {k: v for k, v in own.items() if k != "slice"}, prefix=prefix)
-    if settings.partial < 1:
-        raise SettingError(f"{prefix}partial", f"{settings.partial}", "A slice is had from all partitions: set 1.")
     number = settings.partitions // 2 if number is None else number
     if number >= settings.partitions:
         raise SettingError(f"{prefix}slice", f"{number} of {settings.partitions}", "Slices count from 0.")
     scan = dce.simulate(settings, progress)
-    samples, times = decoupled(scan, number)
-    spokes = np.ascontiguousarray(scan.trajectory.reshape(len(times), -1, *scan.trajectory.shape[1:])[:, 0, :, :2])
-    problem = _whitened(scan, samples, spokes, times, settings.matrix, settings.field_of_view)
+    fov = (settings.thickness * settings.partitions, *settings.field_of_view)
+    volume = _whitened(scan, (settings.partitions, *settings.matrix), fov)
+    spokes = sort_spokes(volume, torch.from_numpy(scan.angles), settings.partitions / settings.encoded)
+    each = settings.spokes_per_frame
+    frames = [torch.arange(t * each, (t + 1) * each) for t in range(settings.frames)]
+    problem = decouple(volume, spokes, frames)[number]
     return BenchScan(problem, np.ascontiguousarray(scan.truth[:, number]), scan.moving[number], source=dce.PHANTOM_VERSION)
 
 
-def decoupled(scan: DceScan, number: int) -> tuple[Tensor, NDArray[np.float64]]:
-    """Spokes of one slice of a fully measured stack of stars: complex64 ``[coil, angle, sample]``, and each angle's mean time, s."""
-    settings = scan.settings
-    each = settings.encoded
-    by_partition = np.argsort(scan.partitions[:each])
-    samples = scan.samples.reshape(settings.coils, -1, each, scan.samples.shape[-1])[:, :, by_partition]
-    place = (number - settings.partitions // 2) / each
-    turn = np.exp(2j * np.pi * place * (np.arange(each) - each // 2)) / math.sqrt(each)
-    spokes = np.tensordot(turn, samples, axes=(0, 2)).astype(np.complex64)
-    return torch.from_numpy(spokes), scan.times.reshape(-1, each).mean(axis=1)
-
-
-def _whitened(
-    scan: SimulatedScan,
-    samples: Tensor,
-    trajectory: NDArray[np.float32],
-    times: NDArray[np.float64],
-    shape: tuple[int, int],
-    field_of_view: tuple[float, float],
-) -> KSpaceProblem:
-    each = len(times) // len(scan.frame_times)
+def _whitened(scan: SimulatedScan, shape: tuple[int, ...], field_of_view: tuple[float, ...]) -> KSpaceProblem:
+    each = len(scan.times) // len(scan.frame_times)
     return KSpaceProblem(
-        samples=whiten(samples, whitening_matrix(torch.from_numpy(scan.noise))),
-        trajectory=torch.from_numpy(trajectory),
+        samples=whiten(torch.from_numpy(scan.samples), whitening_matrix(torch.from_numpy(scan.noise))),
+        trajectory=torch.from_numpy(scan.trajectory),
         frames=tuple(torch.arange(t * each, (t + 1) * each) for t in range(len(scan.frame_times))),
-        readout_times=torch.from_numpy(times),
+        readout_times=torch.from_numpy(scan.times),
         frame_times=torch.from_numpy(scan.frame_times),
         shape=shape,
         field_of_view=field_of_view,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recon_core.errors import DataError
 from recon_core.operators.nufft import Nufft
-from recon_core.operators.toeplitz import ifft_crop, pad_fft, point_spread_spectrum
+from recon_core.operators.toeplitz import dirichlet, ifft_crop, pad_fft, point_spread_spectrum
 from recon_core.problem import KSpaceProblem
 from recon_core.time_segments import segment_basis
 
@@ -25,6 +25,8 @@ TOLERANCE = 4e-3
 """Root-mean-square error of the segments' phase factor."""
 
 _FRAMES_AT_ONCE = 16
+_SEPARABLE_POINTS = 4096
+"""Up to so many points matrix products of Dirichlet kernels, evaluated once for all pairs, cost less than NUFFTs."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,30 +113,29 @@ def pair_spectra(points: Tensor, weights: Tensor, in_time: Tensor, shape: Sequen
     Returns:
         complex64 ``[pair, (2 nz,) 2 ny, 2 nx]`` of the pairs l ≤ m; k = 0 at index 0.
     """
-    made = []
-    for first, second in pairs(in_time.shape[0]):
-        product = weights * in_time[first].conj() * in_time[second]
-        # A spectrum is linear in its weights, and real weights have a real one.
-        parts = [point_spread_spectrum(points, part.contiguous(), shape, engine) for part in (product.real, product.imag)]
-        made.append(torch.complex(*parts))
-    return torch.stack(made)
+    products = [weights * in_time[first].conj() * in_time[second] for first, second in pairs(in_time.shape[0])]
+    # A spectrum is linear in its weights, and real weights have a real one.
+    parts = [part.contiguous() for product in products for part in (product.real, product.imag)]
+    if len(shape) == 2 and points.shape[0] <= _SEPARABLE_POINTS:
+        along_y, along_x = (dirichlet(2 * points[:, axis].double(), n) for axis, n in ((1, shape[0]), (0, shape[1])))
+        spectra = [(along_y * part[:, None]).T @ along_x / math.prod(shape) for part in parts]
+    else:
+        spectra = [point_spread_spectrum(points, part, shape, engine) for part in parts]
+    return torch.complex(torch.stack(spectra[::2]), torch.stack(spectra[1::2]))
 
 
 def _convolve(spectra: Tensor, segments: Tensor, weighted: Tensor, dim: int) -> Tensor:
     """``Σ_lm c̄_l T_lm c_m x`` of images x ``[image, …]`` with spectra ``[image, pair, …]`` and c ``[image or 1, segment, …]``."""
     n = segments.shape[1]
     transformed = [pad_fft(segments[:, m] * weighted, dim) for m in range(n)]
-    sums: list[Tensor | None] = [None] * n
+    sums = [torch.zeros_like(part) for part in transformed]
     for index, (first, second) in enumerate(pairs(n)):
         spectrum = spectra[:, index]
-        there = spectrum * transformed[second]
-        sums[first] = there if sums[first] is None else sums[first] + there
+        sums[first] += spectrum * transformed[second]
         if first != second:
-            back = spectrum.conj() * transformed[first]
-            sums[second] = back if sums[second] is None else sums[second] + back
+            sums[second] += spectrum.conj() * transformed[first]
     total = torch.zeros_like(weighted)
     for own, part in zip(segments.unbind(1), sums, strict=True):
-        assert part is not None
         total += own.conj() * ifft_crop(part, dim)
     return total
 
@@ -175,7 +176,7 @@ class SegmentedSubspaceNormal:
     K·L blocks instead of K: an application costs 2·K·L·C FFTs whatever the number of frames.
 
     Args:
-        kernel: complex64 ``[pair, K, K, point]`` over the flattened doubled grid, symmetric in K.
+        kernel: complex64 ``[pair, point, K, K]`` over the flattened doubled grid, symmetric in K.
         in_space: complex64 ``[segment, (z,) y, x]``.
         sensitivities: complex64 ``[coil, (z,) y, x]``.
     """
@@ -185,7 +186,7 @@ class SegmentedSubspaceNormal:
         self.in_space = in_space
         self.sensitivities = sensitivities
         self.dim = sensitivities.ndim - 1
-        self.rank = kernel.shape[1]
+        self.rank = kernel.shape[2]
 
     def __repr__(self) -> str:
         coils, *shape = self.sensitivities.shape
@@ -193,25 +194,23 @@ class SegmentedSubspaceNormal:
 
     def __call__(self, bases: Tensor) -> Tensor:
         """Apply to bases ``[K, (z,) y, x]``."""
-        total = torch.zeros_like(bases)
-        for coil in self.sensitivities:
-            total += coil.conj() * self._convolve(coil * bases)
-        return total
-
-    def _convolve(self, weighted: Tensor) -> Tensor:
-        transformed = [pad_fft(own * weighted, self.dim) for own in self.in_space]
-        grid = transformed[0].shape[1:]
-        flat = [part.reshape(self.rank, -1) for part in transformed]
-        sums = [torch.zeros_like(flat[0]) for _ in flat]
+        grid = [2 * n for n in bases.shape[1:]]
+        flat, sums = [], []
+        for own in self.in_space:
+            spectra = torch.stack([pad_fft(coil * own * bases, self.dim) for coil in self.sensitivities], dim=1)
+            flat.append(spectra.flatten(2).permute(2, 0, 1).contiguous())
+            sums.append(torch.zeros_like(flat[-1]))
+        # The kernel is what has to be read: each of its blocks serves all coils at once.
         for kernel, (first, second) in zip(self.kernel, pairs(len(flat)), strict=True):
-            for k in range(self.rank):
-                sums[first][k] += (kernel[k] * flat[second]).sum(0)
-                if first != second:
-                    # V is real: the block of the turned pair is the conjugate.
-                    sums[second][k] += (kernel[k].conj() * flat[first]).sum(0)
-        total = torch.zeros_like(weighted)
+            sums[first] += torch.bmm(kernel, flat[second])
+            if first != second:
+                # V is real, hence the kernel symmetric: the block of the turned pair is the conjugate.
+                sums[second] += torch.bmm(kernel, flat[first].conj()).conj()
+        total = torch.zeros_like(bases)
         for own, part in zip(self.in_space, sums, strict=True):
-            total += own.conj() * ifft_crop(part.reshape(self.rank, *grid), self.dim)
+            spectra = part.permute(1, 2, 0).reshape(self.rank, -1, *grid)
+            for number, coil in enumerate(self.sensitivities):
+                total += (coil * own).conj() * ifft_crop(spectra[:, number], self.dim)
         return total
 
 
@@ -227,22 +226,17 @@ def segmented_kernel(
         engine: NUFFT engine by name.
 
     Returns:
-        complex64 ``[pair, K, K, point]`` over the flattened doubled grid.
+        complex64 ``[pair, point, K, K]`` over the flattened doubled grid.
     """
     rank = temporal.shape[0]
-    upper = torch.triu_indices(rank, rank, device=temporal.device)
-    products = (temporal[upper[0]] * temporal[upper[1]]).to(torch.complex64)
+    products = (temporal[:, None] * temporal[None]).flatten(0, 1).T.to(torch.complex64)
     n_pairs = len(pairs(frames[0][2].shape[0]))
     size = math.prod(2 * n for n in shape)
-    packed = torch.zeros((products.shape[0], n_pairs * size), dtype=torch.complex64, device=temporal.device)
+    kernel = torch.zeros((n_pairs * size, rank * rank), dtype=torch.complex64, device=temporal.device)
     for start in range(0, len(frames), _FRAMES_AT_ONCE):
         block = [pair_spectra(*frame, shape, engine).flatten() for frame in frames[start : start + _FRAMES_AT_ONCE]]
-        packed.addmm_(products[:, start : start + _FRAMES_AT_ONCE], torch.stack(block))
-    packed = packed.reshape(-1, n_pairs, size)
-    kernel = torch.empty((n_pairs, rank, rank, size), dtype=torch.complex64, device=temporal.device)
-    kernel[:, upper[0], upper[1]] = packed.transpose(0, 1)
-    kernel[:, upper[1], upper[0]] = packed.transpose(0, 1)
-    return kernel
+        kernel.addmm_(torch.stack(block).T, products[start : start + _FRAMES_AT_ONCE])
+    return kernel.reshape(n_pairs, size, rank, rank)
 
 
 def one_map(segments: Segments) -> Tensor:

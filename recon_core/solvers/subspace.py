@@ -118,7 +118,11 @@ class SubspaceSolver(Solver[T]):
         times = self.problem.frame_times
         # A frame without readouts has only its neighbours to go by.
         complete = interpolate_frames(series[filled.to(series.device)], times[filled], times)
-        self.temporal, self.singular = temporal_basis(complete, settings.rank)
+        self.use_basis(*temporal_basis(complete, settings.rank))
+
+    def use_basis(self, temporal: Tensor, singular: Tensor) -> None:
+        """Take a temporal basis with orthonormal rows, float32 ``[K, frame]``, and its singular values."""
+        self.temporal, self.singular = temporal, singular
 
     def images(self, times: Tensor | None = None) -> ImageSeries:
         """See :class:`Solver`; between frames V is interpolated linearly."""

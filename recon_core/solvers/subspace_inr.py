@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recon_core.fields.motion import MotionField
-from recon_core.operators.frames import FrameSamples
 from recon_core.operators.low_rank import LocallyLowRank
 from recon_core.operators.phase import smooth_phase
 from recon_core.operators.proximal import Fista, SpatialTv
@@ -118,8 +116,9 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         self.field = None
         self.cost: float | None = None
 
-    def _find_basis(self, frames: Sequence[FrameSamples]) -> None:
-        super()._find_basis(frames)
+    def use_basis(self, temporal: Tensor, singular: Tensor) -> None:
+        """See :class:`SubspaceSolver`; weak components are scaled down."""
+        super().use_basis(temporal, singular)
         second = self.singular[min(1, len(self.singular) - 1)].clamp_min(1e-30)
         scale = (self.singular / second).clamp(1e-2, 1.0).pow(self.settings.weak_power)
         # A weak component, which holds more aliasing than signal, is damped by its scale; and it would otherwise dictate the step.

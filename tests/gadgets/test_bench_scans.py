@@ -199,8 +199,6 @@ def test_faults(tmp_path: Path) -> None:
     stars = {"kind": "simulate", "phantom": "dce", "partitions": 4}
     with pytest.raises(SettingError, match="slice"):
         scans.make(parse("c", {"title": "t", "scan": {**stars, "slice": 4}}), 0, tmp_path)
-    with pytest.raises(SettingError, match="partial"):
-        scans.make(parse("c", {"title": "t", "scan": {**stars, "partial": 0.8}}), 0, tmp_path)
     with pytest.raises(SettingError, match="Did you mean 'frames'"):
         scans.make(parse("c", {"title": "t", "scan": {"kind": "simulate", "frame": 3}}), 0, tmp_path)
 

@@ -28,13 +28,15 @@ def line_of(text: str, words: str) -> int:
 
 
 def test_packaged_chains_are_found_by_name_and_hold_valid_properties():
-    assert {"cardiac.xml", "cardiac_connect.xml", "cine.xml", "cine_connect.xml"} <= set(chain.known())
+    assert {"cardiac.xml", "cine.xml", "dce.xml", "speech.xml"} <= set(chain.known())
+    assert {"cardiac_connect.xml", "cine_connect.xml", "dce_connect.xml", "speech_connect.xml"} <= set(chain.known())
     for name in chain.known():
         entry = chain.load(name)
         assert entry == chain.load(name.removesuffix(".xml")) == chain.load_known(name)
         assert entry.application == name.removesuffix(".xml").removesuffix("_connect")
         assert entry.settings() == chain_settings(entry.properties)
     assert chain.load("cardiac").settings().solver == "subspace_inr"
+    assert chain.load("dce").settings().solver == chain.load("speech").settings().solver == "grasp_pro"
 
 
 @pytest.mark.parametrize("name", ["cardiac", "cine"])

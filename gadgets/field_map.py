@@ -1,0 +1,65 @@
+"""A field map from a file, and when each sample of a readout was taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gadgets.readouts import Readout
+from recon_core.errors import DataError, SettingError
+from recon_core.problem import KSpaceProblem, resampled
+
+
+def with_field_map(problem: KSpaceProblem, path: str, readouts: list[Readout]) -> KSpaceProblem:
+    """The problem with a field map of the chain property ``field_map``.
+
+    Args:
+        problem: of the readouts.
+        path: a NumPy file, off-resonance in Hz, ``[(z,) y, x]`` or ``[frame, (z,) y, x]`` over the reconstructed field of view, any matrix.
+        readouts: of the problem, in order.
+
+    Raises:
+        SettingError: the file cannot be read or does not fit the scan.
+        DataError: the readouts do not say how far apart their samples lie.
+    """
+    try:
+        stored = np.load(Path(path), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SettingError("field_map", f"cannot read {path!r} ({error})", "Give a NumPy file (.npy) of off-resonance in Hz.") from error
+    dim = problem.dim
+    if stored.dtype.kind not in "fiu" or stored.ndim not in (dim, dim + 1) or not np.isfinite(stored).all() or min(stored.shape) < 1:
+        raise SettingError(
+            "field_map", f"{path!r} holds {stored.dtype} {stored.shape}", f"Give finite real values, {dim} axes, or one more for frames."
+        )
+    if stored.ndim == dim + 1 and len(stored) != problem.n_frames:
+        raise SettingError("field_map", f"{path!r} holds {len(stored)} maps for {problem.n_frames} frames", "Give one map, or one a frame.")
+    if min(stored.shape[-dim:]) < 2:
+        raise SettingError("field_map", f"{path!r} holds maps of {stored.shape[-dim:]} pixels", "Give at least 2 pixels an axis.")
+    maps = resampled(torch.from_numpy(np.ascontiguousarray(stored, dtype=np.float32)), problem.shape)
+    return problem.replace(sample_times=sample_times(readouts), field_map=maps.contiguous())
+
+
+def sample_times(readouts: list[Readout]) -> Tensor:
+    """Time of every sample from its readout's passage through k = 0 (``center_sample``), float64 ``[sample]``, s.
+
+    Raises:
+        DataError: no dwell time, or readouts that differ.
+    """
+    first = readouts[0].head
+    for readout in readouts:
+        own = readout.head
+        if own.sample_time_us != first.sample_time_us or own.center_sample != first.center_sample:
+            raise DataError(
+                f"readout {readout.number}.sample_time_us",
+                f"{own.sample_time_us:g} µs, center_sample {own.center_sample}; others {first.sample_time_us:g} µs, {first.center_sample}",
+                "Send readouts of one kind, or leave the field map out.",
+            )
+    if not first.sample_time_us > 0:
+        raise DataError(
+            f"readout {readouts[0].number}.sample_time_us", f"{first.sample_time_us:g}", "A field map needs the time between samples in µs."
+        )
+    n = readouts[0].samples.shape[1]
+    return (torch.arange(n, dtype=torch.float64) - first.center_sample) * (float(first.sample_time_us) * 1e-6)
