@@ -28,9 +28,10 @@ _LACKING = {
     "cufinufft": "engine cufinufft was not run; on a GPU torchkbnufft is used",
     "matplotlib": "pictures (show, demo) cannot be drawn",
     "pillow": "cine GIFs cannot be written",
+    "pyinstrument": "the benchmark cannot show where time goes (bench --profile)",
     "scikit-image": "SSIM cannot be computed (evaluate, demo)",
 }
-_OPTIONAL_EXTRAS = ("torchkbnufft", "cuda", "pictures")
+_OPTIONAL_EXTRAS = ("torchkbnufft", "cuda", "pictures", "profile")
 _ENGINE_ACCURACY = 1e-3
 
 

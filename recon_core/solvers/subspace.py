@@ -75,9 +75,7 @@ class SubspaceSolver(Solver[T]):
             self.temporal, self.singular = known.temporal, known.singular
         sensitivities = required_sensitivities(problem)
         spectra = torch.stack([point_spread_spectrum(f.points, f.weights, problem.shape, self.engine) for f in frames])
-        self.normal = SubspaceNormal(spectra, sensitivities, self.temporal)
-        options = NufftOptions(self.engine, cartesian=problem.cartesian)
-        self.target = subspace_backprojection(frames, sensitivities, self.temporal, options)
+        self._set_up(frames, spectra, sensitivities)
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(self.target.shape, dtype=torch.complex64, generator=generator).to(problem.device)
         self.lipschitz = 1.1 * largest_eigenvalue(self.normal, noise, _POWER_ITERATIONS)
@@ -95,6 +93,12 @@ class SubspaceSolver(Solver[T]):
         self.temporal, self.singular = other.temporal, other.singular
         self.normal, self.target, self.lipschitz = other.normal, other.target, other.lipschitz
         self.bases = torch.zeros_like(self.target)
+
+    def _set_up(self, frames: Sequence[FrameSamples], spectra: Tensor, sensitivities: Tensor) -> None:
+        """Gram operator and right-hand side of V as it stands."""
+        self.normal = SubspaceNormal(spectra, sensitivities, self.temporal)
+        options = NufftOptions(self.engine, cartesian=self.problem.cartesian)
+        self.target = subspace_backprojection(frames, sensitivities, self.temporal, options)
 
     def _find_basis(self, frames: Sequence[FrameSamples]) -> None:
         """V from the low-resolution series."""

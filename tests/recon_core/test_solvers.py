@@ -22,6 +22,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "low_rank_sparse": {"steps": 6, "low_rank": 0.005, "sparse": 0.02},
     "inmr": {"steps": 12, "batch_frames": 4, "levels": 5, "log2_table": 10, "width": 16, "mapped": 8, "latent": 3, "smoothness": 0.5},
     "grasp_pro": {"strength": 2e-4, "rank": 4, "basis_width": 16, "steps": 20},
+    "als_subspace": {"strength": 0.01, "smoothness": 0.1, "rank": 4, "basis_width": 16, "steps": 3, "inner": 4},
     "subspace_inr": {"strength": 0.02, "rank": 4, "basis_width": 16, "steps": 20, "field_steps": 5},
 }
 EVERY = registry.names()
