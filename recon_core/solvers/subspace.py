@@ -68,39 +68,37 @@ class SubspaceSolver(Solver[T]):
         self.problem = problem
         self.step = 0
         known = previous if isinstance(previous, SubspaceSolver) and previous.temporal.shape[1] == problem.n_frames else None
+        frames = occupied_frames(power_weighted(problem, self.settings.density_power))
         if known is None:
-            self._find_basis(occupied_frames(problem))
+            self._find_basis(frames)
         else:
             self.temporal, self.singular = known.temporal, known.singular
-        self._set_up()
-        if known is not None and known.bases.shape == self.target.shape:
-            self.bases = known.bases.clone()
-
-    def _set_up(self) -> None:
-        """Gram operator and right-hand side for the basis at hand; the bases start from zero."""
-        problem = self.problem
-        frames = occupied_frames(power_weighted(problem, self.settings.density_power))
         sensitivities = required_sensitivities(problem)
         spectra = torch.stack([point_spread_spectrum(f.points, f.weights, problem.shape, self.engine) for f in frames])
-        self.normal = SubspaceNormal(spectra, sensitivities, self.temporal)
-        options = NufftOptions(self.engine, cartesian=problem.cartesian)
-        self.target = subspace_backprojection(frames, sensitivities, self.temporal, options)
+        self._set_up(frames, spectra, sensitivities)
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(self.target.shape, dtype=torch.complex64, generator=generator).to(problem.device)
         self.lipschitz = 1.1 * largest_eigenvalue(self.normal, noise, _POWER_ITERATIONS)
-        self.bases = torch.zeros_like(self.target)
+        taken = known is not None and known.bases.shape == self.target.shape
+        self.bases = known.bases.clone() if known is not None and taken else torch.zeros_like(self.target)
 
     def start_beside(self, other: Solver[T]) -> None:
         """See :class:`Solver`; shares basis, Gram operator and right-hand side where they are made in the same way."""
         shared = [field.name for field in dataclasses.fields(SubspaceSettings) if field.name not in _OF_THE_FIT]
-        differing = [name for name in shared if getattr(self.settings, name) != getattr(other.settings, name)]
-        if not isinstance(other, SubspaceSolver) or differing:
+        same = all(getattr(self.settings, name) == getattr(other.settings, name) for name in shared)
+        if not isinstance(other, SubspaceSolver) or not same:
             super().start_beside(other)
             return
         self.problem, self.step = other.problem, 0
         self.temporal, self.singular = other.temporal, other.singular
         self.normal, self.target, self.lipschitz = other.normal, other.target, other.lipschitz
         self.bases = torch.zeros_like(self.target)
+
+    def _set_up(self, frames: Sequence[FrameSamples], spectra: Tensor, sensitivities: Tensor) -> None:
+        """Gram operator and right-hand side of V as it stands."""
+        self.normal = SubspaceNormal(spectra, sensitivities, self.temporal)
+        options = NufftOptions(self.engine, cartesian=self.problem.cartesian)
+        self.target = subspace_backprojection(frames, sensitivities, self.temporal, options)
 
     def _find_basis(self, frames: Sequence[FrameSamples]) -> None:
         """V from the low-resolution series."""
