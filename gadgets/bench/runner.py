@@ -103,6 +103,7 @@ def run_case(
     peers: Sequence[str] = (),
     device: str = "auto",
     tell: Tell | None = None,
+    profile: bool = False,
 ) -> CaseResult:
     """Run a case.
 
@@ -113,6 +114,7 @@ def run_case(
         peers: other programs.
         device: for our own solvers.
         tell: is told a line a method.
+        profile: take down where each solver's time goes.
 
     Raises:
         ReconError: the scan cannot be made. A method that fails is told in its record instead.
@@ -125,7 +127,7 @@ def run_case(
     for seed in case.seeds:
         say(f"{case.name}: making the scan, seed {seed}")
         scan = scans.make(case, seed, data)
-        for outcome in _run_scan(case, scan, seed, methods_of(case, methods, scan.problem.dim), peers, device, say):
+        for outcome in _run_scan(case, scan, seed, methods_of(case, methods, scan.problem.dim), peers, device, say, profile):
             records.append(outcome.record)
             if outcome.images is not None and seed == case.seeds[0]:
                 images[outcome.record["method"]] = outcome.images
@@ -136,12 +138,21 @@ def run_case(
 
 
 def _run_scan(
-    case: Case, scan: scans.BenchScan, seed: int, methods: Sequence[str], peers: Sequence[str], device: str, say: Tell
+    case: Case,
+    scan: scans.BenchScan,
+    seed: int,
+    methods: Sequence[str],
+    peers: Sequence[str],
+    device: str,
+    say: Tell,
+    profile: bool = False,
 ) -> Iterator[Outcome]:
     scorer = Scorer(case, scan)
     common = {"coils": case.coils, "holdout": case.holdout, "seed": seed, "device": device}
     for method in methods:
         job = {"kind": "solver", "method": method, "settings": dict(case.settings.get(method, {})), **common}
+        if profile and method != TIME_AVERAGE:
+            job["profile"] = True
         outcome = _scored(scorer, job, scan.problem, {"method": method, "seed": seed})
         say(_line(outcome.record))
         yield outcome

@@ -6,7 +6,9 @@ images, ``images.npy`` (and ``maps.npy`` of a peer).
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,12 +22,12 @@ sleep_while_waiting()  # before torch and finufft are loaded
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from gadgets.bench import bart  # noqa: E402
+from gadgets.bench import bart, profile  # noqa: E402
 from gadgets.bench.machine import PeakMemory  # noqa: E402
 from gadgets.bench.problems import compressed, judge, load_problem, predicted_error  # noqa: E402
 from recon_core.errors import ReconError  # noqa: E402
 from recon_core.problem import ImageSeries, KSpaceProblem  # noqa: E402
-from recon_core.reconstruct import ReconstructionSettings, reconstruct  # noqa: E402
+from recon_core.reconstruct import ReconstructionSettings, reconstruct, resolve_device  # noqa: E402
 
 _WARM_UP = 16
 _WARM_UP_READOUTS = 64
@@ -77,17 +79,23 @@ def time_average(problem: KSpaceProblem, settings: ReconstructionSettings) -> tu
 def run_solver(job: dict[str, Any], problem: KSpaceProblem, folder: Path) -> dict[str, Any]:
     """A solver of the registry, or the time average."""
     own = {key: job[key] for key in ("coils", "holdout", "seed", "device")}
+    taken: dict[str, Any] = {}
+    # Other work of the machine changes rates by the minute: measured beside what they are compared with.
+    rates = profile.measure_rates(tuple(2 * n for n in problem.shape), str(resolve_device(job["device"]))) if job.get("profile") else None
     memory = PeakMemory()
     started = time.perf_counter()
     if job["method"] == "time_average":
         series, report = time_average(problem, ReconstructionSettings(**{**own, "solver": "cg_sense", "holdout": 0.0}))
     else:
-        result = reconstruct(problem, ReconstructionSettings(solver=job["method"], **own), job["settings"], _tell)
+        with profile.profiled(job["method"], taken) if rates is not None else contextlib.nullcontext():
+            result = reconstruct(problem, ReconstructionSettings(solver=job["method"], **own), job["settings"], _tell)
         series, report = result.series, result.report
     seconds = time.perf_counter() - started
     used = memory.read()
     np.save(folder / "images.npy", series.images.numpy())
-    return {"seconds": seconds, "memory": used, "report": report}
+    if rates is not None:
+        taken |= profile.against_floor(job["method"], report, taken["step_seconds"], problem.shape, problem.n_frames, rates)
+    return {"seconds": seconds, "memory": used, "report": report, **({"profile": taken} if taken else {})}
 
 
 def run_bart(job: dict[str, Any], problem: KSpaceProblem, folder: Path) -> dict[str, Any]:
@@ -130,6 +138,9 @@ KINDS: dict[str, Callable[[dict[str, Any], KSpaceProblem, Path], dict[str, Any]]
 def main(folder: Path) -> int:
     """Run the job in a folder; 0 when done or when the method refused, which its report tells."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    if job.get("profile"):
+        # A kernel's time shall count for the stage that launched it.
+        os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
     problem = load_problem(folder / "problem.pt")
     try:
         if job["kind"] == "solver":

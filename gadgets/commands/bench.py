@@ -22,6 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--peer", action="append", default=[], metavar="NAME", help="another program to compare with: bart")
     parser.add_argument("--seeds", metavar="N,N,…", help="seeds instead of the case's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--profile", action="store_true", help="where each solver's time goes, and its step against the machine's rates")
     parser.add_argument("--json", metavar="PATH", help="write results: a folder (a file a case) or one .json file")
     parser.add_argument("--pictures", metavar="DIR", help="write a PNG a case with the methods side by side")
     parser.add_argument("--readme", metavar="FILE", help="refresh the tables between the markers of this page")
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from gadgets.bench import cases, machine, pictures, runner, tables
+    from gadgets.bench import cases, machine, pictures, profile, runner, tables
     from recon_core.errors import ReconError
 
     if not args.cases:
@@ -50,13 +51,15 @@ def run(args: argparse.Namespace) -> int:
         chosen = [dataclasses.replace(case, seeds=_seeds(args.seeds)) for case in chosen]
     methods = None if args.methods is None else [name for name in args.methods.split(",") if name]
     runner.check_peers(args.peer)
+    if args.profile:
+        profile.check()
     for case in chosen:
         runner.methods_of(case, methods, 2)
     console = Console(width=None if sys.stdout.isatty() else 160)
     results, failed = [], False
     for case in chosen:
         try:
-            result = runner.run_case(case, data_folder(args.data), methods, args.peer, args.device)
+            result = runner.run_case(case, data_folder(args.data), methods, args.peer, args.device, profile=args.profile)
         except ReconError as error:
             print(f"error: {case.name}: {error}", file=sys.stderr)
             failed = True
@@ -64,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
         failed |= any("error" in record for record in result.records)
         results.append(tables.as_json(result, machine.describe()))
         console.print(tables.terminal_table(results[-1]))
+        if args.profile:
+            console.print(profile.stage_table(results[-1]))
+            console.print(profile.floor_table(results[-1]))
         if args.json is not None:
             tables.write_json(results, Path(args.json))
         if args.pictures is not None:

@@ -29,9 +29,10 @@ _LACKING = {
     "distributed": "a chain's executor must be local",
     "matplotlib": "pictures (show, demo) cannot be drawn",
     "pillow": "cine GIFs cannot be written",
+    "pyinstrument": "the benchmark cannot show where time goes (bench --profile)",
     "scikit-image": "SSIM cannot be computed (evaluate, demo)",
 }
-_OPTIONAL_EXTRAS = ("torchkbnufft", "cuda", "dask", "pictures")
+_OPTIONAL_EXTRAS = ("torchkbnufft", "cuda", "dask", "pictures", "profile")
 _ENGINE_ACCURACY = 1e-3
 
 

@@ -29,6 +29,7 @@ class Solver(abc.ABC, Generic[S]):
         dims: spatial dimensions the method handles.
         selection_matrix: share of the matrix size at which settings are chosen; dynamics live at low k, and a choice costs several fits.
         check_every: steps between two looks at the held-out error when the stopping step is being chosen; 0: the method runs to its end.
+        off_resonance: whether the method models a field map.
         fitted: attributes that :meth:`state_dict` saves; none: a fit cannot be saved.
     """
 
@@ -38,6 +39,7 @@ class Solver(abc.ABC, Generic[S]):
     selection_matrix: ClassVar[float] = 1.0
     check_every: ClassVar[int] = 0
     fitted: ClassVar[tuple[str, ...]] = ()
+    off_resonance: ClassVar[bool] = True
     problem: KSpaceProblem
 
     def __init__(self, settings: S, *, engine: str = "auto", seed: int = 0) -> None:
@@ -56,6 +58,8 @@ class Solver(abc.ABC, Generic[S]):
         """
         if problem.dim not in cls.dims:
             raise DataError("solver", f"{cls.name} handles {cls.dims} dimensions, the scan has {problem.dim}", "Choose another solver.")
+        if problem.field_map is not None and not cls.off_resonance:
+            raise DataError("field map", f"not modelled by {cls.name}", "Choose another solver, or leave field_map out.")
 
     @property
     @abc.abstractmethod

@@ -35,6 +35,7 @@ class KpInr(KSpaceFit[KpInrSettings]):
     """Two branches fitted to the same samples, exchanging on the way; their mean completes k-space, which the U-Net then sees again."""
 
     name = "kp_inr"
+    off_resonance = False
     Settings = KpInrSettings
     fitted: ClassVar[tuple[str, ...]] = (*KSpaceFit.fitted, "input")
     field: DualField

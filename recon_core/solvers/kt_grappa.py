@@ -43,6 +43,7 @@ class KtGrappa(Solver[KtGrappaSettings]):
     """
 
     name = "kt_grappa"
+    off_resonance = False
     Settings = KtGrappaSettings
     dims = (2,)
     kspace: Tensor

@@ -43,6 +43,7 @@ class Nik(FieldSolver[NikSettings]):
     """NIK: (kx, ky, t) to the signal of all coils, every readout at its own time; images by an inverse FFT and the coil maps."""
 
     name = "nik"
+    off_resonance = False
     Settings = NikSettings
     dims = (2,)
     check_every = 50

@@ -156,6 +156,7 @@ class PInr(KSpaceFit[PInrSettings]):
     """Coordinates (kx, ky, t), encoded, through a WIRE network to the signal of all coils."""
 
     name = "p_inr"
+    off_resonance = False
     Settings = PInrSettings
     field: PositionalField
 

@@ -11,6 +11,7 @@ from recon_core.problem import KSpaceProblem
 from recon_core.solvers.base import Solver
 
 _MODULES = {
+    "als_subspace": "recon_core.solvers.als_subspace",
     "gridding": "recon_core.solvers.gridding",
     "cg_sense": "recon_core.solvers.cg_sense",
     "grasp_pro": "recon_core.solvers.grasp_pro",

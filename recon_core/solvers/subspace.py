@@ -18,8 +18,9 @@ from recon_core.operators.frames import (
     subspace_backprojection,
     subspace_normal,
 )
-from recon_core.operators.off_resonance import segments_of
+from recon_core.operators.off_resonance import SegmentedSubspaceNormal, segments_of
 from recon_core.operators.proximal import largest_eigenvalue
+from recon_core.operators.toeplitz import SubspaceNormal, point_spread_spectrum
 from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames
@@ -75,38 +76,44 @@ class SubspaceSolver(Solver[T]):
         self.problem = problem
         self.step = 0
         known = previous if isinstance(previous, SubspaceSolver) and previous.temporal.shape[1] == problem.n_frames else None
+        frames = occupied_frames(power_weighted(problem, self.settings.density_power))
         if known is None:
-            self._find_basis(occupied_frames(problem))
+            self._find_basis(frames)
         else:
             self.temporal, self.singular = known.temporal, known.singular
-        self._set_up()
-        if known is not None and known.bases.shape == self.target.shape:
-            self.bases = known.bases.clone()
-
-    def _set_up(self) -> None:
-        """Gram operator and right-hand side for the basis at hand; the bases start from zero."""
-        problem = self.problem
-        frames = occupied_frames(power_weighted(problem, self.settings.density_power))
-        sensitivities, segments = required_sensitivities(problem), segments_of(problem)
-        self.normal = subspace_normal(frames, sensitivities, self.temporal, segments, self.engine)
-        options = NufftOptions(self.engine, cartesian=problem.cartesian)
-        self.target = subspace_backprojection(frames, sensitivities, self.temporal, options, segments)
+        sensitivities = required_sensitivities(problem)
+        self.segments = segments_of(problem)
+        spectra = None
+        if self.segments is None:
+            spectra = torch.stack([point_spread_spectrum(f.points, f.weights, problem.shape, self.engine) for f in frames])
+        self._set_up(frames, spectra, sensitivities)
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(self.target.shape, dtype=torch.complex64, generator=generator).to(problem.device)
         self.lipschitz = 1.1 * largest_eigenvalue(self.normal, noise, _POWER_ITERATIONS)
-        self.bases = torch.zeros_like(self.target)
+        taken = known is not None and known.bases.shape == self.target.shape
+        self.bases = known.bases.clone() if known is not None and taken else torch.zeros_like(self.target)
 
     def start_beside(self, other: Solver[T]) -> None:
         """See :class:`Solver`; shares basis, Gram operator and right-hand side where they are made in the same way."""
         shared = [field.name for field in dataclasses.fields(SubspaceSettings) if field.name not in _OF_THE_FIT]
-        differing = [name for name in shared if getattr(self.settings, name) != getattr(other.settings, name)]
-        if not isinstance(other, SubspaceSolver) or differing:
+        same = all(getattr(self.settings, name) == getattr(other.settings, name) for name in shared)
+        if not isinstance(other, SubspaceSolver) or not same:
             super().start_beside(other)
             return
-        self.problem, self.step = other.problem, 0
+        self.problem, self.step, self.segments = other.problem, 0, other.segments
         self.temporal, self.singular = other.temporal, other.singular
         self.normal, self.target, self.lipschitz = other.normal, other.target, other.lipschitz
         self.bases = torch.zeros_like(self.target)
+
+    def _set_up(self, frames: Sequence[FrameSamples], spectra: Tensor | None, sensitivities: Tensor) -> None:
+        """Gram operator and right-hand side of V as it stands; ``spectra`` of the frames on resonance, None off it."""
+        self.normal: SubspaceNormal | SegmentedSubspaceNormal
+        if spectra is None:
+            self.normal = subspace_normal(frames, sensitivities, self.temporal, self.segments, self.engine)
+        else:
+            self.normal = SubspaceNormal(spectra, sensitivities, self.temporal)
+        options = NufftOptions(self.engine, cartesian=self.problem.cartesian)
+        self.target = subspace_backprojection(frames, sensitivities, self.temporal, options, self.segments)
 
     def _find_basis(self, frames: Sequence[FrameSamples]) -> None:
         """V from the low-resolution series."""

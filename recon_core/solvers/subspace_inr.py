@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recon_core.fields.motion import MotionField
+from recon_core.operators.frames import FrameSamples
 from recon_core.operators.low_rank import LocallyLowRank
 from recon_core.operators.phase import smooth_phase
 from recon_core.operators.proximal import Fista, SpatialTv
@@ -76,22 +78,26 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
     @classmethod
     def candidates(cls, settings: SubspaceInrSettings, problem: KSpaceProblem) -> list[Any]:
         """A few thresholds unless one is set; without the field, which comes to the best of them."""
+        if settings.strength is not None:
+            return [settings]
         field = 0.0 if settings.field is None else settings.field
-        strengths = STRENGTHS if settings.strength is None else (settings.strength,)
-        return [dataclasses.replace(settings, strength=value, field=field) for value in strengths]
+        return [dataclasses.replace(settings, strength=value, field=field) for value in STRENGTHS]
 
     @classmethod
     def refinements(cls, settings: SubspaceInrSettings, asked: SubspaceInrSettings) -> list[Any]:
-        """The share of the field unless it is set."""
-        return [] if asked.field is not None else [dataclasses.replace(settings, field=value) for value in FIELD_SHARES]
+        """The other share of the field unless it is set."""
+        if asked.field is not None:
+            return []
+        tried = FIELD_SHARES[-1] if settings.field is None else settings.field
+        return [dataclasses.replace(settings, field=value) for value in FIELD_SHARES if value != tried]
 
     def start(self, problem: KSpaceProblem, previous: Solver[SubspaceInrSettings] | None = None) -> None:
         """See :class:`SubspaceSolver`."""
         super().start(problem, previous)
         self._restart()
 
-    def _set_up(self) -> None:
-        super()._set_up()
+    def _set_up(self, frames: Sequence[FrameSamples], spectra: Tensor | None, sensitivities: Tensor) -> None:
+        super()._set_up(frames, spectra, sensitivities)
         self.phase = smooth_phase(self.target[0])
         self.normal.sensitivities = self.normal.sensitivities * self.phase
         self.aligned = self.target * self.phase.conj()

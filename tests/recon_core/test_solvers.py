@@ -50,6 +50,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "refreshes": 2,
     },
     "grasp_pro": {"strength": 2e-4, "rank": 4, "basis_width": 16, "steps": 20},
+    "als_subspace": {"strength": 0.01, "smoothness": 0.1, "rank": 4, "basis_width": 16, "steps": 3, "inner": 4},
     "subspace_inr": {"strength": 0.02, "rank": 4, "basis_width": 16, "steps": 20, "field_steps": 5},
 }
 EVERY = registry.names()
