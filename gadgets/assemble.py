@@ -35,6 +35,7 @@ class Assembled:
         heads: acquisition headers ``[readout]``.
         center_distance: float64 ``[readout]``, smallest |k| of a readout's used samples, cycles per field of view.
         field_of_view: mm, (x, y, z).
+        whitening: complex64 ``[coil, coil]``, what the samples were multiplied by.
         notes: what a reader of the images must know.
     """
 
@@ -42,6 +43,7 @@ class Assembled:
     heads: tuple[ismrmrd.AcquisitionHeader, ...]
     center_distance: NDArray[np.float64]
     field_of_view: tuple[float, float, float]
+    whitening: Tensor
     notes: tuple[str, ...] = ()
 
 
@@ -125,6 +127,7 @@ def assemble(
         level = noise_level(sampling.samples, sampling.trajectory, sampling.mask)
         notes.append(f"no noise readouts: noise level {level:.3g} taken from outer k-space, coils not decorrelated")
         samples = samples / level
+        whitening = torch.eye(samples.shape[0], dtype=torch.complex64) / level
     else:
         samples = whiten(samples, whitening)
     beyond = 1 - sampling.mask.mean()
@@ -147,7 +150,7 @@ def assemble(
         field_of_view=tuple(reversed(encoding.recon.field_of_view[:dim])),
     )
     distance = np.where(sampling.mask, np.linalg.norm(sampling.trajectory.astype(np.float64), axis=-1), np.inf).min(axis=1)
-    return Assembled(problem, tuple(r.head for r in readouts), distance, encoding.recon.field_of_view, tuple(notes))
+    return Assembled(problem, tuple(r.head for r in readouts), distance, encoding.recon.field_of_view, whitening, tuple(notes))
 
 
 def _silent(_: str) -> None:

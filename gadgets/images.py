@@ -4,7 +4,9 @@ Meta fields of an image (:data:`META_FIELDS` lists all of them):
 
 * MRD: ``DataRole``, ``ImageComments``, ``SeriesDescriptionAdditional``, ``ImageProcessingHistory``, ``Keep_image_geometry``,
   ``ImageRowDir``, ``ImageColumnDir``, ``RescaleSlope``, ``RescaleIntercept``, ``WindowCenter``, ``WindowWidth`` (as in DICOM: of rescaled
-  values), ``EchoTime`` and ``InversionTime`` in ms where the header gives them, ``FrameTime_s``.
+  values), ``EchoTime`` and ``InversionTime`` in ms where the header gives them, ``FrameTime_s``; of a provisional image also ``Provisional``,
+  ``LastReadout`` (number of its last readout in the stream, from 0), ``FrameLag_s`` (from that readout's arrival to the image's making),
+  ``FramesJoined``, ``ModelVersion``, ``ModelAge_s`` and ``HeldOutError``.
 * Gadgetron: ``GADGETRON_DataRole``, ``GADGETRON_ImageComment``, ``GADGETRON_SeqDescription``, ``GADGETRON_ImageProcessingHistory``,
   ``GADGETRON_WindowCenter``, ``GADGETRON_WindowWidth`` (of stored values), ``GADGETRON_ScaleRatio`` (stored value of 1), ``GADGETRON_TE``,
   ``GADGETRON_TI``.
@@ -13,7 +15,7 @@ Meta fields of an image (:data:`META_FIELDS` lists all of them):
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ismrmrd
@@ -25,13 +27,13 @@ from gadgets.header import ScanHeader
 from recon_core.problem import ImageSeries
 
 HISTORY = "gadgetron-inr"
-IMAGE_SERIES = 1
-LATENT_SERIES = 2
+FIRST_SERIES = 1
 
 META_FIELDS = (
     *("DataRole", "ImageComments", "SeriesDescriptionAdditional", "ImageProcessingHistory", "Keep_image_geometry", "ImageRowDir"),
     *("ImageColumnDir", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "EchoTime", "InversionTime", "FrameTime_s"),
     *("GADGETRON_DataRole", "GADGETRON_ImageComment", "GADGETRON_SeqDescription", "GADGETRON_ImageProcessingHistory"),
+    *("Provisional", "LastReadout", "FrameLag_s", "FramesJoined", "ModelVersion", "ModelAge_s", "HeldOutError"),
     *("GADGETRON_WindowCenter", "GADGETRON_WindowWidth", "GADGETRON_ScaleRatio", "GADGETRON_TE", "GADGETRON_TI"),
 )
 
@@ -76,20 +78,23 @@ def magnitude_scale(images: NDArray[np.complex64], more_to_come: bool) -> Scale:
 class Numbering:
     """Running indices of one scan's images.
 
-    Images of another shape cannot share a series in a file, so they open one of their own; the first image series is 1, the first
-    latent series 2.
+    Images of another shape cannot share a series in a file, so they open one of their own; the first series of ``roles`` is 1, the next 2.
+
+    Attributes:
+        roles: what the scan sends, in the order of the series.
     """
 
+    roles: tuple[str, ...] = ("images", "latents")
     _series: dict[tuple[str, tuple[int, ...]], int] = dataclasses.field(default_factory=dict)
     _images: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def next(self, role: str, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Series index and image index (from 1) of the next image of ``role`` (``"images"`` or ``"latents"``)."""
+        """Series index and image index (from 1) of the next image of ``role``."""
         key = (role, shape)
         if key not in self._series:
-            first = IMAGE_SERIES if role == "images" else LATENT_SERIES
+            first = FIRST_SERIES + self.roles.index(role)
             taken = set(self._series.values())
-            self._series[key] = first if first not in taken else max(*taken, LATENT_SERIES) + 1
+            self._series[key] = first if first not in taken else max(*taken, FIRST_SERIES + len(self.roles) - 1) + 1
         series = self._series[key]
         self._images[series] = self._images.get(series, 0) + 1
         return series, self._images[series] % _UINT16
@@ -102,6 +107,10 @@ def emit(
     numbering: Numbering,
     scale: Scale | None,
     solver: str,
+    *,
+    role: str = "images",
+    first: int = 0,
+    extra: Mapping[str, str] | None = None,
 ) -> Iterator[ismrmrd.Image]:
     """Images of one slice or volume, one a frame.
 
@@ -112,13 +121,16 @@ def emit(
         numbering: the scan's running indices.
         scale: scale of uint16 magnitudes; None sends complex64.
         solver: its name, for the series description.
+        role: one of the numbering's.
+        first: number of the first frame in its slice.
+        extra: further Meta fields.
     """
     frames = series.images.numpy()
     notes = [*assembled.notes, *series.notes]
     times = series.times.numpy()
     for frame, pixels in enumerate(frames):
         head = assembled.heads[representative(assembled, frame)]
-        series_index, image_index = numbering.next("images", pixels.shape)
+        series_index, image_index = numbering.next(role, pixels.shape)
         data = _stored(pixels, scale)
         fields = _geometry(head, assembled.field_of_view)
         image = ismrmrd.Image.from_array(
@@ -127,10 +139,12 @@ def emit(
             image_type=ismrmrd.IMTYPE_COMPLEX if scale is None else ismrmrd.IMTYPE_MAGNITUDE,
             image_series_index=series_index,
             image_index=image_index,
-            repetition=frame % _UINT16,
+            repetition=(first + frame) % _UINT16,
             **fields,
         )
         image.meta = _meta(head, header, notes, solver, scale, float(times[frame]))
+        for name, value in (extra or {}).items():
+            image.meta[name] = value
         yield image
 
 
