@@ -173,7 +173,7 @@ class MetricsServer:
 
     def __init__(self, metrics: PrometheusMetrics, port: int) -> None:
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802 - http.server's name
+            def do_GET(self) -> None:
                 if self.path.split("?")[0] == "/metrics":
                     self._answer(200, "text/plain; version=0.0.4; charset=utf-8", metrics.page())
                 elif self.path == "/healthz":

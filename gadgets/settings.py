@@ -182,7 +182,7 @@ def _declared(declared: type, values: Mapping[str, Any], prefix: str, sources: M
 def read_settings_file(path: str | Path) -> dict[str, Any]:
     """Entries of a YAML settings file as properties.
 
-    Top-level keys are chain properties; the mappings ``solver_settings`` and ``online_settings`` hold those of solver and provisional model.
+    Top-level keys are chain properties; ``solver_settings`` and ``online_settings`` hold those of solver and provisional model.
 
     Args:
         path: relative paths count from the working directory.

@@ -202,8 +202,8 @@ def run(
         metrics: where to count what happens while the scan runs.
 
     Yields:
-        Images slice by slice as soon as one is done, then that slice's latents (series 2). With ``mode=both`` provisional images come first,
-        while the scan runs (series 1; then images are series 2, latents 3), with ``mode=online`` they are all there is.
+        Images slice by slice as soon as one is done, then that slice's latents (series 2). With ``mode=both`` provisional images come
+        first, while the scan runs (series 1; images are series 2 then, latents 3); with ``mode=online`` nothing else comes.
 
     Raises:
         DataError: header or readouts cannot be used; an empty scan.

@@ -96,6 +96,11 @@ class SliceEngine:
         return self._published
 
     @property
+    def starting(self) -> bool:
+        """The first bases are to be made."""
+        return self._start is not None
+
+    @property
     def to_improve(self) -> int:
         """Frames that wait for the refinement; 0 when it has nothing to do."""
         with self._lock:
@@ -105,12 +110,12 @@ class SliceEngine:
 
     def solve(self, frames: Sequence[Frame]) -> list[Provisional]:
         """Provisional images of the newest frames, in order of time; none until the calibration has its readouts."""
-        if self._encoder is None:
-            self._early += frames
-            if not self._enough():
-                return []
-            frames = self._calibrate()
-        return self._images(frames)
+        rest = deque(frames)
+        while self._encoder is None and rest:
+            self._early.append(rest.popleft())
+            if self._enough():
+                rest.extendleft(self._calibrate())
+        return self._images(rest) if rest else []
 
     def finish(self) -> list[Provisional]:
         """The scan has ended: one image of a scan too short to be calibrated before."""

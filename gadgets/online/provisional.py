@@ -7,6 +7,7 @@ there is no refinement thread: the solver does its work after every so many fram
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -194,7 +195,7 @@ class OnlineScan:
                 yield image
                 frame = provisional.frame
                 lag = self._clock() - frame.received
-                self.status.left(frame, lag, provisional.age, provisional.error, frame.steps if self._rule.late == "join" else 1)
+                self.status.left(frame, lag, provisional.age, provisional.error)
                 self._metrics.sent(lag, provisional.age, provisional.error)
             self._metrics.queues(frames=len(self._frames), images=self._images.qsize())
             if self._clock() - told >= STATUS_SECONDS:
@@ -239,10 +240,14 @@ class OnlineScan:
     def _solve(self) -> None:
         while (todo := self._frames.take()) is not None:
             self.status.gave_up(todo.given_up)
-            self._metrics.skipped(sum(frame.steps for frame in todo.given_up))
+            self._metrics.skipped(sum(frame.members for frame in todo.given_up))
             by_slice: dict[Key, list[Frame]] = {}
             for frame in todo.frames:
-                by_slice.setdefault(frame.key, []).append(frame)
+                if self._rule.late == "wait":
+                    # One by one: how many lie in the queue depends on the clock, the images must not.
+                    self._batch(self._engine(frame.key), [frame])
+                else:
+                    by_slice.setdefault(frame.key, []).append(frame)
             for key, frames in by_slice.items():
                 self._batch(self._engine(key), frames)
         if self._stop.is_set():
@@ -255,20 +260,22 @@ class OnlineScan:
         self._put(None)
 
     def _batch(self, engine: SliceEngine, frames: list[Frame]) -> None:
+        began, begun = time.thread_time(), self._clock()
         if self._throttle is not None:
             self._throttle()
-        began = time.thread_time()
         made = engine.solve(frames)
         shown = {id(image.frame) for image in made}
         self.status.worked(time.thread_time() - began, len(frames))
+        if made:
+            self._frames.took(self._clock() - begun, len(frames))
         self.status.began([frame for frame in frames if id(frame) not in shown])
         self._hand_on(made)
         if self._rule.late != "wait":
             with self._work:
                 self._work.notify_all()
             return
-        self._since += len(frames)
-        if self._since >= self.online.every:
+        self._since += 1
+        if self._since >= self.online.every or engine.starting:
             self._since = 0
             for each in self._engines.values():
                 self._improve(each)
@@ -287,7 +294,7 @@ class OnlineScan:
                 "Provisional": "1",
                 "LastReadout": str(frame.readouts[-1].number),
                 "FrameLag_s": f"{self._clock() - frame.received:.6f}",
-                "FramesJoined": str(frame.steps if self._rule.late == "join" else 1),
+                "FramesJoined": str(frame.members),
                 "ModelVersion": str(provisional.version),
             }
             if provisional.age is not None and provisional.error is not None:
@@ -308,10 +315,9 @@ class OnlineScan:
     def _put(self, made: Made | None) -> None:
         """Wait for the sender, unless all is stopped."""
         while not self._stop.is_set():
-            try:
-                return self._images.put(made, timeout=_LOOK_SECONDS)
-            except queue.Full:
-                continue
+            with contextlib.suppress(queue.Full):
+                self._images.put(made, timeout=_LOOK_SECONDS)
+                return
 
     def _refine(self) -> None:
         """Improve the models in turn, as long as the scan runs."""

@@ -3,8 +3,9 @@
 The rule, each time the solver is free (``late_frames``):
 
 * ``wait``: it takes the oldest frames, at most :attr:`Rule.most`. A full queue holds up the stream; nothing is given up.
-* ``join`` and ``skip``: it takes all frames that wait. Those that have waited longer than the deadline are given up, all but the newest.
-  Where more are left than it takes at once, neighbours of a slice are put together, two, three or at most :attr:`Rule.most_joined` to one:
+* ``join`` and ``skip``: it takes all frames that wait, and makes as many images of them as it can in half the deadline at the pace it had so
+  far, at most :attr:`Rule.most`. Those that have waited longer than the deadline are given up; if all have, the newest stay, as many as ``join`` makes one of.
+  Where more are left than that, neighbours of a slice are put together, two, three or at most :attr:`Rule.most_joined` to one:
   ``join`` solves their readouts as one frame, ``skip`` solves the last of them and gives up the others. What is still too much, or
   finds the queue full, is given up, oldest first.
 
@@ -36,7 +37,8 @@ class Frame:
         times: seconds from the scan's first readout, one a readout.
         received: the clock's time at its last readout.
         fresh: readouts that no earlier frame holds.
-        steps: regular frames it stands for.
+        steps: regular frames from the one solved before it to this one.
+        members: regular frames that it holds.
     """
 
     key: Key
@@ -46,6 +48,7 @@ class Frame:
     received: float
     fresh: int
     steps: int = 1
+    members: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +83,16 @@ class Plan:
     given_up: tuple[Frame, ...]
 
 
-def plan(waiting: Sequence[Frame], now: float, rule: Rule) -> Plan:
-    """Apply the rule to frames in order of arrival, at the clock's time ``now``."""
+def plan(waiting: Sequence[Frame], now: float, rule: Rule, pace: float = 0.0) -> Plan:
+    """Apply the rule to frames in order of arrival, at the clock's time ``now``, where an image takes ``pace`` seconds."""
     if rule.late == "wait":
         return Plan(tuple(waiting[: rule.most]), ())
-    on_time = [frame for frame in waiting if now - frame.received <= rule.deadline] or list(waiting[-1:])
+    newest = waiting[-rule.most_joined :] if rule.late == "join" else waiting[-1:]
+    on_time = [frame for frame in waiting if now - frame.received <= rule.deadline] or list(newest)
     kept = set(map(id, on_time))
     given_up = [frame for frame in waiting if id(frame) not in kept]
-    each = min(rule.most_joined, math.ceil(len(on_time) / rule.most))
+    most = min(rule.most, max(1, int(0.5 * rule.deadline / pace))) if pace > 0 else rule.most
+    each = min(rule.most_joined, math.ceil(len(on_time) / most))
     frames: list[Frame] = []
     for group in _neighbours(on_time, each):
         if rule.late == "join":
@@ -95,7 +100,7 @@ def plan(waiting: Sequence[Frame], now: float, rule: Rule) -> Plan:
         else:
             frames.append(dataclasses.replace(group[-1], steps=sum(frame.steps for frame in group)))
             given_up += group[:-1]
-    surplus = max(0, len(frames) - rule.most)
+    surplus = max(0, len(frames) - most)
     return Plan(tuple(frames[surplus:]), (*given_up, *frames[:surplus]))
 
 
@@ -124,6 +129,7 @@ def joined(frames: Sequence[Frame]) -> Frame:
         times=tuple(time for _, time in ordered),
         fresh=sum(frame.fresh for frame in frames),
         steps=sum(frame.steps for frame in frames),
+        members=sum(frame.members for frame in frames),
     )
 
 
@@ -142,6 +148,7 @@ class FrameQueue:
         self._dropped: list[Frame] = []
         self._changed = threading.Condition()
         self._ended = self._stopped = False
+        self._pace = 0.0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -163,7 +170,7 @@ class FrameQueue:
             self._changed.wait_for(lambda: self._waiting or self._ended or self._stopped)
             if self._stopped or not self._waiting:
                 return None
-            made = plan(tuple(self._waiting), self._clock(), self.rule)
+            made = plan(tuple(self._waiting), self._clock(), self.rule, self._pace)
             if self.rule.late == "wait":
                 for _ in made.frames:
                     self._waiting.popleft()
@@ -172,6 +179,12 @@ class FrameQueue:
             dropped, self._dropped = self._dropped, []
             self._changed.notify_all()
             return Plan(made.frames, (*dropped, *made.given_up))
+
+    def took(self, seconds: float, frames: int) -> None:
+        """So many frames were solved in so many of the clock's seconds: the last few batches are the pace to expect."""
+        with self._changed:
+            new = seconds / frames
+            self._pace = new if self._pace == 0 else 0.7 * self._pace + 0.3 * new
 
     def end(self) -> None:
         """No further frame will be put."""

@@ -63,19 +63,19 @@ class Status:
     def gave_up(self, frames: Sequence[Frame]) -> None:
         """Frames get no provisional image because the machine is too slow."""
         with self._lock:
-            self.skipped += sum(frame.steps for frame in frames)
+            self.skipped += sum(frame.members for frame in frames)
             self.given_up += sum(frame.fresh for frame in frames)
 
     def began(self, frames: Sequence[Frame]) -> None:
         """Frames came before there was a calibration to make an image with."""
         with self._lock:
-            self.early += sum(frame.steps for frame in frames)
+            self.early += sum(frame.members for frame in frames)
             self.start += sum(frame.fresh for frame in frames)
 
     def not_early(self, frame: Frame) -> None:
         """A frame counted by :meth:`began` gets its image after all."""
         with self._lock:
-            self.early -= frame.steps
+            self.early -= frame.members
             self.start -= frame.fresh
 
     def worked(self, seconds: float, frames: int) -> None:
@@ -89,12 +89,12 @@ class Status:
             self.refinements.append(seconds)
             self.version = model.version
 
-    def left(self, frame: Frame, lag: float, age: float | None, error: float | None, members: int) -> None:
+    def left(self, frame: Frame, lag: float, age: float | None, error: float | None) -> None:
         """An image was sent, so many seconds after the last readout of its frame."""
         with self._lock:
             self.sent += 1
             self.shown += frame.fresh
-            self.joined += members if members > 1 else 0
+            self.joined += frame.members if frame.members > 1 else 0
             self.lags.append(lag)
             self.age, self.error = age, error
 
@@ -112,11 +112,12 @@ class Status:
     def summary(self) -> list[str]:
         """Every readout accounted for, and the lags, at the end of the scan."""
         with self._lock:
-            lines = [
+            counts = (
                 f"online: {self.readouts} readouts received: {self.shown} in {self.sent} provisional images ({self.joined} frames joined), "
                 f"{self.given_up} in {self.skipped} frames skipped, {self.start} in {self.early} frames before the calibration, "
                 f"{self.loose} in no whole frame"
-            ]
+            )
+            lines = [counts]
             for name, values in (
                 ("lag from the last readout of a frame received to its image sent", self.lags),
                 ("solver's CPU time a frame", self.busy),

@@ -86,7 +86,7 @@ def gauge(bases: Tensor, temporal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
         temporal: float32 ``[K, frame]``.
 
     Returns:
-        Bases, V, singular values float32 ``[K]``, and the matrix float64 ``[K, K]`` on the CPU that takes any V of the old bases to the new.
+        Bases, V, singular values float32 ``[K]``, and float64 ``[K, K]`` (CPU), which takes any V of the old bases to the new.
     """
     wide = temporal.double()
     scale = 1e-12 * wide.square().sum() / wide.shape[0]
