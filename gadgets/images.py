@@ -5,8 +5,8 @@ Meta fields of an image (:data:`META_FIELDS` lists all of them):
 * MRD: ``DataRole``, ``ImageComments``, ``SeriesDescriptionAdditional``, ``ImageProcessingHistory``, ``Keep_image_geometry``,
   ``ImageRowDir``, ``ImageColumnDir``, ``RescaleSlope``, ``RescaleIntercept``, ``WindowCenter``, ``WindowWidth`` (as in DICOM: of rescaled
   values), ``EchoTime`` and ``InversionTime`` in ms where the header gives them, ``FrameTime_s``.
-* MRD, of a provisional image also: ``Provisional``, ``LastReadout`` (number of its last readout in the stream, from 0), ``FrameLag_s`` (from that
-  readout's arrival to the image's making), ``FramesJoined``, ``ModelVersion``, ``ModelAge_s`` and ``HeldOutError``.
+* MRD, of a provisional image also: ``Provisional``, ``LastReadout`` (number of its last readout in the stream, from 0), ``FrameLag_s``
+  (from that readout's arrival to the image's making), ``FramesJoined``, ``ModelVersion``, ``ModelAge_s`` and ``HeldOutError``.
 * Gadgetron: ``GADGETRON_DataRole``, ``GADGETRON_ImageComment``, ``GADGETRON_SeqDescription``, ``GADGETRON_ImageProcessingHistory``,
   ``GADGETRON_WindowCenter``, ``GADGETRON_WindowWidth`` (of stored values), ``GADGETRON_ScaleRatio`` (stored value of 1), ``GADGETRON_TE``,
   ``GADGETRON_TI``.

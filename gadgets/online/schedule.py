@@ -3,11 +3,11 @@
 The rule, each time the solver is free (``late_frames``):
 
 * ``wait``: it takes the oldest frames, at most :attr:`Rule.most`. A full queue holds up the stream; nothing is given up.
-* ``join`` and ``skip``: it takes all frames that wait, and makes as many images of them as it can in half the deadline at the pace it had so
-  far, at most :attr:`Rule.most`. Those that have waited longer than the deadline are given up; if all have, the newest stay, as many as ``join`` makes one of.
-  Where more are left than that, neighbours of a slice are put together, two, three or at most :attr:`Rule.most_joined` to one:
-  ``join`` solves their readouts as one frame, ``skip`` solves the last of them and gives up the others. What is still too much, or
-  finds the queue full, is given up, oldest first.
+* ``join`` and ``skip``: it takes all frames that wait, and makes as many images of them as it can in half the deadline at the pace it
+  had so far, at most :attr:`Rule.most`. Frames that have waited longer than the deadline are given up; if all have, the newest stays, and
+  with ``join`` those that make one frame with it. Where more are left than that, neighbours of a slice are put together, two, three or
+  at most :attr:`Rule.most_joined` to one: ``join`` solves their readouts as one frame, ``skip`` solves the last of them and gives up the
+  others. What is still too much, or finds the queue full, is given up, oldest first.
 
 Given up is a provisional image, never a readout: the final series is made from all of them.
 """

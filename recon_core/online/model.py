@@ -31,19 +31,19 @@ _POWER_STEPS = 2
 class OnlineSettings:
     """Settings of the provisional model; the scan's own solver makes the final series."""
 
-    rank: int = option(10, "temporal components K of the provisional model", low=1, high=64)
-    window: float = option(4.0, "newest data that the provisional model is fitted to", low=0.1, high=600.0, unit="s")
-    forget: float = option(0.999, "weight of a frame in the model's fit relative to the next one", low=0.9, high=1.0)
-    steps: int = option(4, "proximal gradient steps on U in one refinement", low=1, high=1000)
-    start_steps: int = option(12, "proximal gradient steps on U in the first fit", low=1, high=1000)
-    rebuild: int = option(4, "refinements from one new estimate of the window's V to the next", low=1, high=1000)
-    every: int = option(64, "frames from one refinement to the next where `late_frames=wait`; else as often as the machine can", low=1)
-    calibration: float = option(0.4, "data that give coil compression, maps and density weights", low=0.05, high=60.0, unit="s")
-    start: float = option(1.0, "data that give the first bases", low=0.1, high=60.0, unit="s")
-    strength: float = option(2e-4, "λ of spatial total variation, as of the subspace solvers", low=0.0)
-    basis_width: int = option(24, "matrix of the low-resolution series that gives the first V", low=8, high=128)
-    basis_steps: int = option(20, "FISTA steps of that series", low=1, high=1000)
-    basis_frame: float = option(0.012, "duration of that series' frames", low=0.0, high=10.0, unit="s")
+    rank: int = option(10, "Temporal components K of the provisional model.", low=1, high=64)
+    window: float = option(4.0, "Newest data that the provisional model is fitted to.", low=0.1, high=600.0, unit="s")
+    forget: float = option(0.999, "Weight of a frame in the model's fit relative to the next one.", low=0.9, high=1.0)
+    steps: int = option(4, "Proximal gradient steps on U in one refinement.", low=1, high=1000)
+    start_steps: int = option(12, "Proximal gradient steps on U in the first fit.", low=1, high=1000)
+    rebuild: int = option(4, "Refinements from one new estimate of the window's V to the next.", low=1, high=1000)
+    every: int = option(64, "Frames from one refinement to the next where `late_frames=wait`; else as often as the machine can.", low=1)
+    calibration: float = option(0.4, "Data that give coil compression, maps and density weights.", low=0.05, high=60.0, unit="s")
+    start: float = option(1.0, "Data that give the first bases.", low=0.1, high=60.0, unit="s")
+    strength: float = option(2e-4, "Λ of spatial total variation, as of the subspace solvers.", low=0.0)
+    basis_width: int = option(24, "Matrix of the low-resolution series that gives the first V.", low=8, high=128)
+    basis_steps: int = option(20, "FISTA steps of that series.", low=1, high=1000)
+    basis_frame: float = option(0.012, "Duration of that series' frames.", low=0.0, high=10.0, unit="s")
 
 
 class _Fit(GraspPro):

@@ -12,7 +12,6 @@ from recon_core.online.measured import FrameEncoder, SlidingGridding
 from recon_core.online.model import gauge, smooth_coefficients
 from recon_core.online.running import RunningSums
 from recon_core.online.tracker import Model, Tracker, spectral_products
-from recon_core.operators.frames import FrameEncoding
 from recon_core.operators.nufft import Nufft
 from recon_core.operators.toeplitz import SubspaceNormal
 from recon_core.solvers.base import NoSettings

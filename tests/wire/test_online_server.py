@@ -24,9 +24,20 @@ from gadgets.wire_requests import default_application
 from recon_core.phantoms.cardiac import CardiacSettings, simulate
 
 PROPERTIES = {
-    **{"solver": "gridding", "mode": "both", "image_type": "complex", "device": "cpu", "coils": "3"},
-    **{"online.rank": "2", "online.calibration": "0.06", "online.start": "0.1", "online.window": "0.3", "online.start_steps": "3"},
-    **{"online.steps": "1", "online.basis_width": "16", "online.basis_steps": "3", "online.every": "16"},
+    "solver": "gridding",
+    "mode": "both",
+    "image_type": "complex",
+    "device": "cpu",
+    "coils": "3",
+    "online.rank": "2",
+    "online.calibration": "0.06",
+    "online.start": "0.1",
+    "online.window": "0.3",
+    "online.start_steps": "3",
+    "online.steps": "1",
+    "online.basis_width": "16",
+    "online.basis_steps": "3",
+    "online.every": "16",
 }
 FRAMES = 60
 
