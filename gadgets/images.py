@@ -1,6 +1,6 @@
 """A reconstructed series becomes MRD images: pixels, geometry, indices and both Meta dialects.
 
-Meta fields of an image (:data:`META_FIELDS` lists all of them):
+Meta fields of an image (:data:`META_FIELDS` and :data:`PROVISIONAL_META_FIELDS` list all of them):
 
 * MRD: ``DataRole``, ``ImageComments``, ``SeriesDescriptionAdditional``, ``ImageProcessingHistory``, ``Keep_image_geometry``,
   ``ImageRowDir``, ``ImageColumnDir``, ``RescaleSlope``, ``RescaleIntercept``, ``WindowCenter``, ``WindowWidth`` (as in DICOM: of rescaled
@@ -33,9 +33,10 @@ META_FIELDS = (
     *("DataRole", "ImageComments", "SeriesDescriptionAdditional", "ImageProcessingHistory", "Keep_image_geometry", "ImageRowDir"),
     *("ImageColumnDir", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "EchoTime", "InversionTime", "FrameTime_s"),
     *("GADGETRON_DataRole", "GADGETRON_ImageComment", "GADGETRON_SeqDescription", "GADGETRON_ImageProcessingHistory"),
-    *("Provisional", "LastReadout", "FrameLag_s", "FramesJoined", "ModelVersion", "ModelAge_s", "HeldOutError"),
     *("GADGETRON_WindowCenter", "GADGETRON_WindowWidth", "GADGETRON_ScaleRatio", "GADGETRON_TE", "GADGETRON_TI"),
 )
+
+PROVISIONAL_META_FIELDS = ("Provisional", "LastReadout", "FrameLag_s", "FramesJoined", "ModelVersion", "ModelAge_s", "HeldOutError")
 
 # Brightest stored value of the image that sets the scale: fits the signed 16 bits of many viewers.
 _FULL_SCALE = 32767

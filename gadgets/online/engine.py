@@ -79,6 +79,7 @@ class SliceEngine:
         self._engine = resolve_engine(settings.engine, self._device)
         self._early: list[Frame] = []
         self._whitening: Tensor | None = None
+        self._notes: tuple[str, ...] = ()
         self._encoder: FrameEncoder | None = None
         self._gridding: SlidingGridding | None = None
         self._tracker: Tracker | None = None
@@ -165,7 +166,9 @@ class SliceEngine:
             self._gridding.image(measured)
             self._untracked.append((frame, measured))
         names = f"{self._encoder.sensitivities.shape[0]} coils, {'fft' if problem.cartesian else self._engine} on {self._device.type}"
-        self._report(f"provisional images: calibrated on {problem.n_readouts} readouts, {names}")
+        self._notes = (*made.notes, f"provisional: {names}")
+        for note in (*made.notes, f"provisional images: calibrated on {problem.n_readouts} readouts, {names}"):
+            self._report(note)
         return early[-1:]
 
     def _images(self, frames: Sequence[Frame]) -> list[Provisional]:
@@ -250,7 +253,7 @@ class SliceEngine:
         whole = dataclasses.replace(self.settings, readouts_per_frame=len(listed), frame_stride=None)
         made = assemble(listed, times, self._header, whole, whitening)
         if one_frame:
-            return made
+            return dataclasses.replace(made, notes=self._notes)
         place = {number: n for n, number in enumerate(numbers)}
         members = tuple(torch.tensor([place[r.number] for r in frame.readouts], dtype=torch.int64) for frame in frames)
         means = torch.tensor([float(np.mean(frame.times)) for frame in frames], dtype=torch.float64)

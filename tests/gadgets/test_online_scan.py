@@ -11,6 +11,7 @@ import pytest
 from gadgets import stages
 from gadgets.binning.by_count import by_count
 from gadgets.header import parse
+from gadgets.images import META_FIELDS, PROVISIONAL_META_FIELDS
 from gadgets.noise import NoiseReadouts
 from gadgets.online.provisional import FrameCutter, LiveClock, OnlineScan, numbering
 from gadgets.readouts import admit
@@ -27,6 +28,11 @@ SMALL = {
     "steps": 1,
     "basis_width": 16,
     "basis_steps": 3,
+}
+
+MAGNITUDE_ONLY = {
+    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "InversionTime"),
+    *("GADGETRON_WindowCenter", "GADGETRON_WindowWidth", "GADGETRON_ScaleRatio", "GADGETRON_TI"),
 }
 
 
@@ -110,6 +116,9 @@ def test_a_stored_scan_repeats_and_nothing_reaches_the_next(scans, scan):
 def test_meta_tells_what_a_provisional_image_is(scan):
     images = [image for image in run(scan) if image.image_series_index == 1]
     first, last = images[0], images[-1]
+    assert set(last.meta) == {*META_FIELDS, *PROVISIONAL_META_FIELDS} - MAGNITUDE_ONLY
+    assert "no noise readouts" in first.meta["ImageComments"]
+    assert "3 coils" in last.meta["ImageComments"]
     assert first.meta["Provisional"] == "1"
     assert "gridding" in first.meta["SeriesDescriptionAdditional"]
     assert first.meta["ModelVersion"] == "0"
