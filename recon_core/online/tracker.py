@@ -136,7 +136,7 @@ class Tracker:
         normal, target = model.grams(frames)
         coefficients = torch.empty((len(frames), model.rank), dtype=torch.float64)
         errors = torch.empty(len(frames), dtype=torch.float64)
-        floor = 1e-12 * model.innovation.trace() * torch.eye(model.rank, dtype=torch.float64)
+        floor = 1e-9 * model.innovation.trace() / model.rank * torch.eye(model.rank, dtype=torch.float64)
         for n, (frame, matrix, right) in enumerate(zip(frames, normal, target, strict=True)):
             before = self._state
             misfit = frame.energy - 2 * float(before @ right) + float(before @ matrix @ before)

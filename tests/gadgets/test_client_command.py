@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gadgets import chain, settings, wire_requests
+from gadgets import chain, client, settings, wire_requests
 from gadgets.cli import main
 from gadgets.commands import replay
 from gadgets.scanfile import image_groups, read_images, read_scan, write_scan
@@ -216,3 +216,11 @@ def test_report_names_every_series(tmp_path: Path, capsys: pytest.CaptureFixture
     told = capsys.readouterr()
     assert "2 in series 1, 1 in series 7" in told.out
     assert told.err == "error: lost\n"
+
+
+def test_lags_of_provisional_images_are_printed(capsys):
+    result = client.ReplayResult(images=5, series={1: 4, 2: 1}, readouts=10, seconds=1.0, latency=0.5, lags=(0.010, 0.020, 0.030, 0.240))
+    replay._report(result, Path("out.h5"), "group")
+    table = capsys.readouterr().out.splitlines()[-3:]
+    assert table[0] == "| median | 95th | 99th | worst |"
+    assert table[2] == "| 25 ms | 208 ms | 234 ms | 240 ms |"
