@@ -143,9 +143,9 @@ def emit(
             repetition=(first + frame) % _UINT16,
             **fields,
         )
-        image.meta = _meta(head, header, notes, solver, scale, float(times[frame]))
-        for name, value in (extra or {}).items():
-            image.meta[name] = value
+        meta = _meta(head, header, notes, solver, scale, float(times[frame]))
+        meta.update(extra or {})
+        image.meta = meta
         yield image
 
 

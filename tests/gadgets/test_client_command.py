@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import ismrmrd
 import numpy as np
@@ -211,7 +210,7 @@ def test_progress_shows_on_a_terminal_only(application, scan: str, tmp_path: Pat
 
 
 def test_report_names_every_series(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    result = SimpleNamespace(images=3, series={1: 2, 7: 1}, readouts=9, seconds=1.0, latency=0.5, error="lost")
+    result = client.ReplayResult(images=3, series={1: 2, 7: 1}, readouts=9, seconds=1.0, latency=0.5, error="lost")
     replay._report(result, tmp_path / "o.h5", "g")
     told = capsys.readouterr()
     assert "2 in series 1, 1 in series 7" in told.out
