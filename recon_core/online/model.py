@@ -13,14 +13,11 @@ from recon_core.errors import DataError
 from recon_core.online.measured import FrameEncoder, MeasuredFrame
 from recon_core.online.running import RunningSums, SummedNormal
 from recon_core.online.tracker import Model, spectral_products
-from recon_core.operators.proximal import Fista, SpatialTv
 from recon_core.options import option
 from recon_core.problem import KSpaceProblem
 from recon_core.solvers.base import interpolate_frames
-from recon_core.solvers.grasp_pro import GraspPro
-from recon_core.solvers.subspace import SubspaceSettings
+from recon_core.solvers.grasp_pro import GraspPro, GraspProSettings
 
-_DUAL_STEPS = 3
 _BASIS_COILS = 4
 _NOISE_FRAMES = 64
 _FIRST_POWER_STEPS = 8
@@ -57,8 +54,7 @@ class _Fit(GraspPro):
         self.temporal, self.singular, self.normal, self.target = temporal, singular, normal, target
         self.lipschitz = 1.15 * self._largest_eigenvalue()
         self.bases = bases
-        self.prox = SpatialTv(target.shape, _DUAL_STEPS, target.device)
-        self.fista = Fista(bases)
+        self._restart()
 
     def _largest_eigenvalue(self) -> float:
         """By power iteration from the direction found last: the sums change little from one refinement to the next."""
@@ -153,7 +149,7 @@ class OnlineModel:
         self.settings = settings
         self.sums = RunningSums(encoder.sensitivities, settings.forget)
         self.refinements = 0
-        self._fit = _Fit(SubspaceSettings(rank=settings.rank, strength=settings.strength), engine=encoder.engine, seed=seed)
+        self._fit = _Fit(GraspProSettings(rank=settings.rank, strength=settings.strength), engine=encoder.engine, seed=seed)
         self._model: Model | None = None
         self._singular = torch.empty(0)
         # From every version's V to the next one's: float64 [K, K].
