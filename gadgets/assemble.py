@@ -36,6 +36,7 @@ class Assembled:
         heads: acquisition headers ``[readout]``.
         center_distance: float64 ``[readout]``, smallest |k| of a readout's used samples, cycles per field of view.
         field_of_view: mm, (x, y, z).
+        whitening: complex64 ``[coil, coil]``, what the samples were multiplied by.
         compressed: a stage before this one has compressed the coils.
         notes: what a reader of the images must know.
         phases: int64 ``[frame]``, cardiac phase of every frame; None where frames follow real time.
@@ -46,6 +47,7 @@ class Assembled:
     heads: tuple[ismrmrd.AcquisitionHeader, ...]
     center_distance: NDArray[np.float64]
     field_of_view: tuple[float, float, float]
+    whitening: Tensor
     compressed: bool = False
     notes: tuple[str, ...] = ()
     phases: NDArray[np.int64] | None = None
@@ -138,6 +140,7 @@ def assemble(
         if not whitened:
             notes.append(f"no noise readouts: noise level {level:.3g} taken from outer k-space, coils not decorrelated")
         samples = samples / level
+        whitening = torch.eye(samples.shape[0], dtype=torch.complex64) / level
     else:
         samples = whiten(samples, whitening)
     fewer = header.channels is not None and samples.shape[0] < header.channels
@@ -170,8 +173,17 @@ def assemble(
     if settings.field_map:
         problem = with_field_map(problem, settings.field_map, readouts)
     distance = np.where(sampling.mask, np.linalg.norm(sampling.trajectory.astype(np.float64), axis=-1), np.inf).min(axis=1)
-    heads = tuple(r.head for r in readouts)
-    return Assembled(problem, heads, distance, encoding.recon.field_of_view, compressed, tuple(notes), binning.phases, binning.repetitions)
+    return Assembled(
+        problem=problem,
+        heads=tuple(r.head for r in readouts),
+        center_distance=distance,
+        field_of_view=encoding.recon.field_of_view,
+        whitening=whitening,
+        compressed=compressed,
+        notes=tuple(notes),
+        phases=binning.phases,
+        repetitions=binning.repetitions,
+    )
 
 
 def _silent(_: str) -> None:

@@ -56,6 +56,8 @@ class ReplayResult:
         error: why it failed, in the server's words where it had some; empty when all went well.
         seconds: from the connection to the server's last word.
         latency: seconds from the last readout sent to the last image received; None without images.
+        lags: of every provisional image, seconds from the moment its last readout was sent to that at which the image was here; the wire in
+            both directions is in it.
     """
 
     images: int = 0
@@ -65,6 +67,7 @@ class ReplayResult:
     error: str = ""
     seconds: float = 0.0
     latency: float | None = None
+    lags: tuple[float, ...] = ()
 
 
 def replay(
@@ -199,6 +202,7 @@ class _Sender(threading.Thread):
         self.readouts = 0
         self.complete = False
         self.last_readout = time.monotonic()
+        self.moments: list[float] = []
         self.fault: Exception | None = None
 
     def run(self) -> None:
@@ -217,6 +221,9 @@ class _Sender(threading.Thread):
             self.pace.wait(item, self.stop)
             if self.stop.is_set():
                 return
+            if isinstance(item, ismrmrd.Acquisition):
+                # Before it is sent: its image must not be here first.
+                self.moments.append(time.monotonic())
             self.connection.send(item)
             if isinstance(item, ismrmrd.Acquisition):
                 self.readouts += 1
@@ -265,6 +272,7 @@ class _Receiver:
         self.on_text = on_text
         self.began = self.ended = self.last_image = time.monotonic()
         self.series: dict[int, int] = {}
+        self.provisional: list[tuple[int, float]] = []
         self.texts: list[str] = []
         self.error = ""
 
@@ -276,6 +284,9 @@ class _Receiver:
                     self.last_image = time.monotonic()
                     index = int(message.image_series_index)
                     self.series[index] = self.series.get(index, 0) + 1
+                    last_readout = message.meta.get("LastReadout")
+                    if last_readout is not None:
+                        self.provisional.append((int(last_readout), self.last_image))
                     self.on_image(message)
                 elif isinstance(message, (Text, Response, DependencyStatus)):
                     words = message.text.strip()
@@ -314,4 +325,5 @@ def _result(scan: Scan, sender: _Sender, receiver: _Receiver, unsent: bool) -> R
         error=error,
         seconds=receiver.ended - receiver.began,
         latency=receiver.last_image - sender.last_readout if images else None,
+        lags=tuple(at - sender.moments[number] for number, at in receiver.provisional if number < len(sender.moments)),
     )

@@ -1,10 +1,12 @@
 """A reconstructed series becomes MRD images: pixels, geometry, indices and both Meta dialects.
 
-Meta fields of an image (:data:`META_FIELDS` lists all of them):
+Meta fields of an image (:data:`META_FIELDS` and :data:`PROVISIONAL_META_FIELDS` list all of them):
 
 * MRD: ``DataRole``, ``ImageComments``, ``SeriesDescriptionAdditional``, ``ImageProcessingHistory``, ``Keep_image_geometry``,
   ``ImageRowDir``, ``ImageColumnDir``, ``RescaleSlope``, ``RescaleIntercept``, ``WindowCenter``, ``WindowWidth`` (as in DICOM: of rescaled
   values), ``EchoTime`` and ``InversionTime`` in ms where the header gives them, ``FrameTime_s``.
+* MRD, of a provisional image also: ``Provisional``, ``LastReadout`` (number of its last readout in the stream, from 0), ``FrameLag_s``
+  (from that readout's arrival to the image's making), ``FramesJoined``, ``ModelVersion``, ``ModelAge_s`` and ``HeldOutError``.
 * Gadgetron: ``GADGETRON_DataRole``, ``GADGETRON_ImageComment``, ``GADGETRON_SeqDescription``, ``GADGETRON_ImageProcessingHistory``,
   ``GADGETRON_WindowCenter``, ``GADGETRON_WindowWidth`` (of stored values), ``GADGETRON_ScaleRatio`` (stored value of 1), ``GADGETRON_TE``,
   ``GADGETRON_TI``.
@@ -13,7 +15,7 @@ Meta fields of an image (:data:`META_FIELDS` lists all of them):
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ismrmrd
@@ -25,8 +27,7 @@ from gadgets.header import ScanHeader
 from recon_core.problem import ImageSeries
 
 HISTORY = "gadgetron-inr"
-IMAGE_SERIES = 1
-LATENT_SERIES = 2
+FIRST_SERIES = 1
 
 META_FIELDS = (
     *("DataRole", "ImageComments", "SeriesDescriptionAdditional", "ImageProcessingHistory", "Keep_image_geometry", "ImageRowDir"),
@@ -34,6 +35,8 @@ META_FIELDS = (
     *("GADGETRON_DataRole", "GADGETRON_ImageComment", "GADGETRON_SeqDescription", "GADGETRON_ImageProcessingHistory"),
     *("GADGETRON_WindowCenter", "GADGETRON_WindowWidth", "GADGETRON_ScaleRatio", "GADGETRON_TE", "GADGETRON_TI"),
 )
+
+PROVISIONAL_META_FIELDS = ("Provisional", "LastReadout", "FrameLag_s", "FramesJoined", "ModelVersion", "ModelAge_s", "HeldOutError")
 
 # Brightest stored value of the image that sets the scale: fits the signed 16 bits of many viewers.
 _FULL_SCALE = 32767
@@ -76,20 +79,25 @@ def magnitude_scale(images: NDArray[np.complex64], more_to_come: bool) -> Scale:
 class Numbering:
     """Running indices of one scan's images.
 
-    Images of another shape cannot share a series in a file, so they open one of their own; the first image series is 1, the first
-    latent series 2.
+    Images of another shape cannot share a series in a file, so they open one of their own; the first series of ``roles`` is 1, the next 2.
+    What is no role (curves, profiles, breathing) comes after all of them.
+
+    Attributes:
+        roles: what the scan sends, in the order of the series.
     """
 
+    roles: tuple[str, ...] = ("images", "latents")
     _series: dict[tuple[str, tuple[int, ...]], int] = dataclasses.field(default_factory=dict)
     _images: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def next(self, role: str, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Series index and image index (from 1) of the next image of ``role`` (``"images"`` or ``"latents"``)."""
+        """Series index and image index (from 1) of the next image of ``role``."""
         key = (role, shape)
         if key not in self._series:
-            first = IMAGE_SERIES if role == "images" else LATENT_SERIES
+            first = FIRST_SERIES + self.roles.index(role) if role in self.roles else None
             taken = set(self._series.values())
-            self._series[key] = first if first not in taken else max(*taken, LATENT_SERIES) + 1
+            new = max({*taken, FIRST_SERIES + len(self.roles) - 1}) + 1
+            self._series[key] = new if first is None or first in taken else first
         series = self._series[key]
         self._images[series] = self._images.get(series, 0) + 1
         return series, self._images[series] % _UINT16
@@ -102,7 +110,11 @@ def emit(
     numbering: Numbering,
     scale: Scale | None,
     solver: str,
+    *,
     real: bool = False,
+    role: str = "images",
+    first: int = 0,
+    extra: Mapping[str, str] | None = None,
 ) -> Iterator[ismrmrd.Image]:
     """Images of one slice or volume, one a frame.
 
@@ -114,13 +126,16 @@ def emit(
         scale: scale of uint16 magnitudes; None sends the values themselves.
         solver: its name, for the series description.
         real: without a scale, send float32 magnitudes instead of complex64.
+        role: one of the numbering's.
+        first: number of the first frame in its slice.
+        extra: further Meta fields.
     """
     frames = series.images.numpy()
     notes = [*assembled.notes, *series.notes]
     times = series.times.numpy()
     for frame, pixels in enumerate(frames):
         head = assembled.heads[representative(assembled, frame)]
-        series_index, image_index = numbering.next("images", pixels.shape)
+        series_index, image_index = numbering.next(role, pixels.shape)
         data = _stored(pixels, scale, real)
         fields = _geometry(head, assembled.field_of_view)
         image = ismrmrd.Image.from_array(
@@ -129,15 +144,17 @@ def emit(
             image_type=ismrmrd.IMTYPE_COMPLEX if np.iscomplexobj(data) else ismrmrd.IMTYPE_MAGNITUDE,
             image_series_index=series_index,
             image_index=image_index,
-            **{**fields, **_counters(assembled, frame)},
+            **{**fields, **_counters(assembled, frame, first)},
         )
-        image.meta = _meta(head, header, notes, solver, scale, float(times[frame]))
+        meta = _meta(head, header, notes, solver, scale, float(times[frame]))
+        meta.update(extra or {})
+        image.meta = meta
         yield image
 
 
-def _counters(assembled: Assembled, frame: int) -> dict[str, int]:
+def _counters(assembled: Assembled, frame: int, first: int) -> dict[str, int]:
     """Cardiac phase where frames are gated, repetition (respiratory state, or the number of a real-time frame)."""
-    repetition = frame if assembled.repetitions is None else int(assembled.repetitions[frame])
+    repetition = first + frame if assembled.repetitions is None else int(assembled.repetitions[frame])
     phase = {} if assembled.phases is None else {"phase": int(assembled.phases[frame])}
     return {"repetition": repetition % _UINT16, **phase}
 

@@ -18,19 +18,23 @@ from recon_core.options import build, option, unknown_name
 
 SOLVER_PREFIX = "solver."
 """Properties of this prefix are settings of the solver."""
+ONLINE_PREFIX = "online."
+"""Properties of this prefix are settings of the provisional model (:class:`recon_core.online.model.OnlineSettings`)."""
 
 ENGINES = ("auto", "finufft", "cufinufft", "torchkbnufft", "nudft")
 IMAGE_TYPES = ("magnitude", "float", "complex")
 FRAMINGS = ("count", "order", "counters", "gated")
 GATINGS = ("ecg", "pulse", "stamps", "self")
 VOLUMES = ("joint", "slices")
+MODES = ("retrospective", "online", "both")
+LATE_FRAMES = ("join", "skip", "wait")
 
 LOCAL = "local"
 """``executor`` that is this process."""
 
 _SCHEDULER = re.compile(r"(tcp|tls)://[^\s:/]+:\d{1,5}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-_YAML_SOLVER = "solver_settings"
+_NESTED = {"solver_settings": SOLVER_PREFIX, "online_settings": ONLINE_PREFIX}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,7 @@ class ChainSettings:
 
     Attributes:
         solver_settings: the solver settings that were given (name to converted value); the rest keeps the solver's defaults.
+        online_settings: the same of the provisional model.
     """
 
     solver: str = option("subspace_inr", "Reconstruction method; `gadgetron-inr chain properties --solver NAME` lists its own settings.")
@@ -110,8 +115,22 @@ class ChainSettings:
     executor_patience_s: float = option(
         300.0, "Silence of a problem after which another Dask worker does it again.", low=1.0, high=86400.0, unit="s"
     )
+    mode: str = option(
+        "retrospective",
+        "`retrospective`: images once the scan has ended; `online`: provisional ones while it runs; `both`: provisional, then final.",
+        choices=MODES,
+    )
+    late_frames: str = option(
+        "join",
+        "Provisional frames when the machine is too slow: `join` neighbours, `skip` some, or let the data `wait` (for stored scans).",
+        choices=LATE_FRAMES,
+    )
+    frame_deadline_ms: float = option(
+        300.0, "Longest wait of a complete frame before it is given up as provisional image.", low=1.0, high=1e6, unit="ms"
+    )
     settings: str = option("", "YAML file of further settings, relative to the working directory of the process that reconstructs.")
     solver_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    online_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check what ranges and choices alone do not say.
@@ -123,6 +142,12 @@ class ChainSettings:
             raise SettingError("device", f"unknown value {self.device!r}", "Choose auto, cpu, cuda or cuda:N (N counts from 0).")
         if self.executor != LOCAL and _SCHEDULER.fullmatch(self.executor) is None:
             raise SettingError("executor", f"unknown value {self.executor!r}", "Choose local or a Dask scheduler, tcp://host:port.")
+        if self.mode != "retrospective":
+            # Provisional images are made of consecutive readouts of a slice, on resonance.
+            for name, only in (("framing", "count"), ("volume", "joint"), ("field_map", "")):
+                if getattr(self, name) != only:
+                    given = f"{self.mode}, with {name}={getattr(self, name)}"
+                    raise SettingError("mode", given, f"Set mode=retrospective, or {name}={only or 'nothing'}.")
         if self.matrix is not None and len(self.matrix) not in (1, 2, 3):
             raise SettingError("matrix", f"{len(self.matrix)} numbers", "Give one number, `nx,ny` or `nx,ny,nz`.")
         if self.matrix is not None and self.dimension is not None and len(self.matrix) not in (1, self.dimension):
@@ -163,16 +188,32 @@ def chain_settings(properties: Mapping[str, str], overrides: Mapping[str, str] |
     known = option_fields()
     plain: dict[str, Any] = {}
     solver_values: dict[str, Any] = {}
+    online_values: dict[str, Any] = {}
     for name, value in given.items():
         if name.startswith(SOLVER_PREFIX):
             solver_values[name] = value
+        elif name.startswith(ONLINE_PREFIX):
+            online_values[name] = value
         elif name in known:
             # One at a time, so that the error tells where this one value came from.
             plain[name] = getattr(build(ChainSettings, {name: value}, prefix=sources[name]), name)
         else:
             raise unknown_name(f"{sources[name]}{name}", name, known, f"Settings of the solver are written {SOLVER_PREFIX}NAME.")
     settings = ChainSettings(**plain)
-    return dataclasses.replace(settings, solver_settings=_solver_settings(settings.solver, solver_values, sources))
+    return dataclasses.replace(
+        settings,
+        solver_settings=_solver_settings(settings.solver, solver_values, sources),
+        online_settings=_online_settings(online_values, sources),
+    )
+
+
+def _online_settings(values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
+    """Settings of the provisional model, converted and checked against their declaration."""
+    if not values:
+        return {}
+    from recon_core.online.model import OnlineSettings
+
+    return _declared(OnlineSettings, values, ONLINE_PREFIX, sources, "the provisional model")
 
 
 def _solver_settings(solver: str, values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
@@ -181,29 +222,33 @@ def _solver_settings(solver: str, values: Mapping[str, Any], sources: Mapping[st
 
     if solver not in registry.names():
         raise unknown_name(f"{sources.get('solver', '')}solver", solver, registry.names())
-    declared = registry.settings_class(solver)
+    return _declared(registry.settings_class(solver), values, SOLVER_PREFIX, sources, f"solver {solver!r}")
+
+
+def _declared(declared: type, values: Mapping[str, Any], prefix: str, sources: Mapping[str, str], whose: str) -> dict[str, Any]:
+    """Settings of a prefix by their bare names, one at a time, so that an error tells where its value came from."""
     names = [f.name for f in dataclasses.fields(declared)]
     made: dict[str, Any] = {}
     for full_name, value in values.items():
-        name = full_name.removeprefix(SOLVER_PREFIX)
+        name = full_name.removeprefix(prefix)
         if name not in names:
             if not names:
-                raise SettingError(f"{sources[full_name]}{full_name}", f"solver {solver!r} has no settings", "Leave it out.")
-            raise unknown_name(f"{sources[full_name]}{full_name}", name, names, f"These are the settings of solver {solver!r}.")
-        made[name] = getattr(build(declared, {name: value}, prefix=f"{sources[full_name]}{SOLVER_PREFIX}"), name)
+                raise SettingError(f"{sources[full_name]}{full_name}", f"{whose} has no settings", "Leave it out.")
+            raise unknown_name(f"{sources[full_name]}{full_name}", name, names, f"These are the settings of {whose}.")
+        made[name] = getattr(build(declared, {name: value}, prefix=f"{sources[full_name]}{prefix}"), name)
     return made
 
 
 def read_settings_file(path: str | Path) -> dict[str, Any]:
     """Entries of a YAML settings file as properties.
 
-    Top-level keys are chain properties; the mapping ``solver_settings`` holds settings of the solver.
+    Top-level keys are chain properties; ``solver_settings`` and ``online_settings`` hold those of solver and provisional model.
 
     Args:
         path: relative paths count from the working directory.
 
     Returns:
-        Property name to YAML value, unconverted; solver settings under ``solver.NAME``.
+        Property name to YAML value, unconverted; solver settings under ``solver.NAME``, the others under ``online.NAME``.
 
     Raises:
         SettingError: no such file, not YAML, not a mapping, a key twice.
@@ -225,9 +270,9 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
     for name, value in _mapping(label, content).items():
         if name == "settings":
             raise SettingError(f"{label}: settings", "a settings file cannot name another", "Write all settings into one file.")
-        if name == _YAML_SOLVER:
-            solver_values = {} if value is None else _mapping(f"{label}: {_YAML_SOLVER}", value)
-            named = {f"{SOLVER_PREFIX}{inner}": inner_value for inner, inner_value in solver_values.items()}
+        if name in _NESTED:
+            nested = {} if value is None else _mapping(f"{label}: {name}", value)
+            named = {f"{_NESTED[name]}{inner}": inner_value for inner, inner_value in nested.items()}
         else:
             named = {name: value}
         for full_name, full_value in named.items():

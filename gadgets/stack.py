@@ -79,6 +79,7 @@ def assemble_stack(
         heads=tuple(readouts[int(row)].head for row in spokes.readouts[:, middle]),
         center_distance=np.zeros(spokes.n_spokes),
         field_of_view=volume.field_of_view,
+        whitening=volume.whitening,
         compressed=volume.compressed,
         notes=volume.notes,
         slices=tuple(slices),

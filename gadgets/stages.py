@@ -5,8 +5,8 @@ the images differ. Nothing outlives a call: buffers, noise and numbering are mad
 
 items → :func:`sort` → :func:`keep_noise` → :func:`admitted` → :func:`buffer` → :func:`assembled` → :func:`reconstructed` → images
 
-A stage that reconstructs while readouts arrive would take the place of :func:`buffer` (which waits for the end of the stream) and leave
-the others as they are.
+With ``mode=online`` or ``both`` :class:`gadgets.online.provisional.OnlineScan` stands before :func:`buffer` (which waits for the end of the
+stream): it makes provisional images while readouts arrive, and hands on the readouts for the final series.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ from gadgets.executor import Method, Reconstruct, Task, execute
 from gadgets.flags import Kind
 from gadgets.framing import Physiology
 from gadgets.header import ScanHeader, parse
-from gadgets.images import Numbering, Scale, clipped, emit, latent_image, magnitude_scale
+from gadgets.images import Scale, clipped, emit, latent_image, magnitude_scale
+from gadgets.metrics import NO_METRICS, Metrics
 from gadgets.noise import NoiseReadouts
+from gadgets.online.provisional import OnlineScan
+from gadgets.online.provisional import numbering as numbering_for
 from gadgets.readouts import Readout, admit
 from gadgets.settings import ChainSettings
 from gadgets.stack import Stack, assemble_stack
@@ -211,6 +214,7 @@ def run(
     items: Iterable[Item],
     report: Report | None = None,
     method: Reconstruct | None = None,
+    metrics: Metrics = NO_METRICS,
 ) -> Iterator[ismrmrd.Image]:
     """Reconstruct one scan.
 
@@ -220,9 +224,12 @@ def run(
         items: the stream's readouts and waveforms, in order; its end is the end of the scan.
         report: gets user-facing status lines, and logs them or not; None: they are logged here.
         method: what reconstructs a problem; None: :func:`recon_core.reconstruct.reconstruct`.
+        metrics: where to count what happens while the scan runs.
 
     Yields:
-        Images slice by slice as soon as one is done, then that slice's latents (series 2), curves, profiles and respiratory signal.
+        Images slice by slice as soon as one is done, then that slice's latents (series 2), curves, profiles and respiratory signal. With
+        ``mode=both`` provisional images come first, while the scan runs (series 1; images are series 2 then, latents 3); with
+        ``mode=online`` nothing else comes.
 
     Raises:
         DataError: header or readouts cannot be used; an empty scan.
@@ -233,10 +240,17 @@ def run(
     regions, lines = parse_regions(settings.regions), parse_lines(settings.profiles)
     header = parse(header_text)
     tally, noise = Tally(), NoiseReadouts()
-    imaging = admitted(keep_noise(sort(items, tally), noise), header, settings.discard_readouts, settings.compressed)
-    groups = buffer(_told_at_end(imaging, tally, settings, tell), header, settings.time_tick_ms / 1000, tell)
+    admissible = admitted(keep_noise(sort(items, tally), noise), header, settings.discard_readouts, settings.compressed)
+    imaging: Iterable[Readout] = _told_at_end(admissible, tally, settings, tell)
+    numbering = numbering_for(settings.mode)
+    if settings.mode != "retrospective":
+        online = OnlineScan(header, settings, noise, numbering, tell, keep=settings.mode == "both", metrics=metrics)
+        yield from online.images(imaging)
+        if settings.mode == "online":
+            return
+        imaging = online.readouts
+    groups = buffer(imaging, header, settings.time_tick_ms / 1000, tell)
     problems = assembled(groups, header, settings, noise, tell, tally.waveforms)
-    numbering = Numbering()
     scale: Scale | None = None
     for group, made, series in reconstructed(problems, settings, tell, reconstruct if method is None else method):
         if settings.image_type == "magnitude":

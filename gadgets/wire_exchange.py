@@ -58,13 +58,13 @@ class _Intake:
             self._changed.notify_all()
 
     def get(self) -> Item | None:
-        """Next item, None after the last.
+        """Next item, None after the last or once the reader wants no more.
 
         Raises:
             ReconError: the failure or cancellation.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._items or self._ended or self._failure or self._cancelled)
+            self._changed.wait_for(lambda: self._items or self._ended or self._discarding or self._failure or self._cancelled)
             if self._cancelled:
                 raise self._cancelled
             if self._items:
@@ -222,6 +222,8 @@ class Exchange:
             for image in images:
                 self.send(image)
         finally:
+            # A maker that reads in a thread of its own ends it when it is closed: nothing may hold that thread up.
+            self._intake.discard()
             close = getattr(images, "close", None)
             if close is not None:
                 close()

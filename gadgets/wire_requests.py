@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ import ismrmrd
 
 from gadgets.chain import node_properties
 from gadgets.grammar import WORKER_LIBRARY, properties_of
+from gadgets.metrics import NO_METRICS, Metrics
 from gadgets.stream import ConfigFile, ConfigScript, DependencyStatus, Query, Response
 from gadgets.xmltree import Node, fault, parse_xml
 from recon_core.errors import SettingError
@@ -53,12 +55,12 @@ class Application:
     run: Callable[[Any, str, Iterable[Any], Callable[[str], None]], Iterator[ismrmrd.Image]]
 
 
-def default_application() -> Application:
-    """The package's own chains, settings and stages."""
+def default_application(metrics: Metrics = NO_METRICS) -> Application:
+    """The package's own chains, settings and stages; what happens while a scan runs is counted in ``metrics``."""
     # Imported here: the stages bring torch, which a node or server that refuses a scan does not need.
     from gadgets import chain, settings, stages
 
-    return Application(chain.load_known, chain.parse, settings.chain_settings, stages.run)
+    return Application(chain.load_known, chain.parse, settings.chain_settings, functools.partial(stages.run, metrics=metrics))
 
 
 class Form(enum.Enum):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gadgets.cli import COMMANDS
+from gadgets.commands.chain import online_table
 from gadgets.settings import as_text
 from recon_core.solvers import registry
 
@@ -27,6 +28,10 @@ def test_a_method_page_has_every_setting_with_its_default(name):
     told = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", page, flags=re.MULTILINE))
     declared = {field.name: as_text(field.default) for field in dataclasses.fields(registry.settings_class(name))}
     assert told == declared
+
+
+def test_the_online_page_has_the_models_settings():
+    assert online_table() in (PROJECT / "docs" / "online.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

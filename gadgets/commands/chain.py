@@ -32,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     properties = actions.add_parser(PROPERTIES_NAME, help="table of chain properties, as Markdown")
     properties.add_argument("--solver", metavar="NAME", help="the settings of this solver instead")
+    properties.add_argument("--online", action="store_true", help="the settings of the provisional model instead")
     properties.set_defaults(run=run_properties)
 
 
@@ -72,8 +73,9 @@ def run_check(args: argparse.Namespace) -> int:
     table = Table("property", "value", "unit", "from")
     for name, field in option_fields().items():
         table.add_row(name, as_text(getattr(settings, name)), field.metadata["unit"], _source(name, checked, overrides, settings.settings))
-    for name, value in settings.solver_settings.items():
-        table.add_row(f"solver.{name}", as_text(value), "", _source(f"solver.{name}", checked, overrides, settings.settings))
+    for prefix, values in (("solver.", settings.solver_settings), ("online.", settings.online_settings)):
+        for name, value in values.items():
+            table.add_row(f"{prefix}{name}", as_text(value), "", _source(f"{prefix}{name}", checked, overrides, settings.settings))
     Console().print(table)
     return 0
 
@@ -104,8 +106,11 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 def run_properties(args: argparse.Namespace) -> int:
-    """Print the table that docs/chains.md holds, or that of a solver."""
-    print(solver_table(args.solver) if args.solver else properties_table(), end="")
+    """Print the table that docs/chains.md holds, or that of a solver or of the provisional model."""
+    if args.online:
+        print(online_table(), end="")
+    else:
+        print(solver_table(args.solver) if args.solver else properties_table(), end="")
     return 0
 
 
@@ -114,6 +119,14 @@ def properties_table() -> str:
     from gadgets.settings import ChainSettings, option_fields
 
     return _markdown(_rows(ChainSettings, list(option_fields().values())))
+
+
+def online_table() -> str:
+    """Markdown table of the provisional model's settings."""
+    from gadgets.settings import ONLINE_PREFIX
+    from recon_core.online.model import OnlineSettings
+
+    return _markdown(_rows(OnlineSettings, list(dataclasses.fields(OnlineSettings)), ONLINE_PREFIX))
 
 
 def solver_table(name: str) -> str:

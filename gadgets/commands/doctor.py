@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 DISTRIBUTION = "gadgetron-inr"
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 
-_IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "scikit-image": "skimage"}
+_IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "scikit-image": "skimage", "prometheus-client": "prometheus_client"}
 _LACKING = {
     "torchkbnufft": "engine torchkbnufft was not run; finufft does its work on the CPU",
     "cufinufft": "engine cufinufft was not run; on a GPU torchkbnufft is used",
     "distributed": "a chain's executor must be local",
     "matplotlib": "pictures (show, demo) cannot be drawn",
+    "prometheus-client": "serve --metrics-port cannot serve metrics",
     "pillow": "cine GIFs cannot be written",
     "pyinstrument": "the benchmark cannot show where time goes (bench --profile)",
     "scikit-image": "SSIM cannot be computed (evaluate, demo)",
 }
-_OPTIONAL_EXTRAS = ("torchkbnufft", "cuda", "dask", "pictures", "profile")
+_OPTIONAL_EXTRAS = ("torchkbnufft", "cuda", "dask", "metrics", "pictures", "profile")
 _ENGINE_ACCURACY = 1e-3
 
 

@@ -229,6 +229,12 @@ def _report(result: ReplayResult, out: Path, group: str) -> None:
         series = ", ".join(f"{count} in series {index}" for index, count in sorted(result.series.items()))
         print(f"{result.images} images ({series}) in {out}, group {group!r}")
         print(f"{result.readouts} readouts, {result.seconds:.1f} s, last image {result.latency:.2f} s after the last readout")
+    if result.lags:
+        from gadgets.online.status import quantiles
+
+        print(f"lag of {len(result.lags)} provisional images, from a frame's last readout sent to its image received here:")
+        print("| " + " | ".join(quantiles(result.lags)) + " |\n" + "| --- " * len(quantiles(result.lags)) + "|")
+        print("| " + " | ".join(f"{1e3 * lag:.0f} ms" for lag in quantiles(result.lags).values()) + " |")
     if result.error:
         print(f"error: {result.error}", file=sys.stderr)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import ismrmrd
 import numpy as np
 import pytest
 from rich.console import Console
 
-from gadgets import chain, settings, wire_requests
+from gadgets import chain, client, settings, wire_requests
 from gadgets.cli import build_parser, main
 from gadgets.commands import replay
 from gadgets.scanfile import image_groups, read_images, read_scan, write_scan
@@ -250,8 +249,16 @@ def test_progress_shows_on_a_terminal_only(application, scan: str, tmp_path: Pat
 
 
 def test_report_names_every_series(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    result = SimpleNamespace(images=3, series={1: 2, 7: 1}, readouts=9, seconds=1.0, latency=0.5, error="lost")
+    result = client.ReplayResult(images=3, series={1: 2, 7: 1}, readouts=9, seconds=1.0, latency=0.5, error="lost")
     replay._report(result, tmp_path / "o.h5", "g")
     told = capsys.readouterr()
     assert "2 in series 1, 1 in series 7" in told.out
     assert told.err == "error: lost\n"
+
+
+def test_lags_of_provisional_images_are_printed(capsys):
+    result = client.ReplayResult(images=5, series={1: 4, 2: 1}, readouts=10, seconds=1.0, latency=0.5, lags=(0.010, 0.020, 0.030, 0.240))
+    replay._report(result, Path("out.h5"), "group")
+    table = capsys.readouterr().out.splitlines()[-3:]
+    assert table[0] == "| median | 95th | 99th | worst |"
+    assert table[2] == "| 25 ms | 208 ms | 234 ms | 240 ms |"

@@ -167,7 +167,7 @@ def test_settings_are_frozen():
 
 def test_every_property_is_declared_with_its_meaning():
     fields = option_fields()
-    assert set(fields) == {f.name for f in dataclasses.fields(ChainSettings)} - {"solver_settings"}
+    assert set(fields) == {f.name for f in dataclasses.fields(ChainSettings)} - {"solver_settings", "online_settings"}
     assert all(field.metadata["doc"].endswith(".") for field in fields.values())
 
 
@@ -220,3 +220,13 @@ def test_assignments_of_the_command_line():
         with pytest.raises(SettingError, match="is not NAME=VALUE") as caught:
             parse_assignments([text])
         assert repr(text) in str(caught.value)
+
+
+def test_settings_of_the_provisional_model(tmp_path):
+    file = tmp_path / "online.yaml"
+    file.write_text("mode: both\nonline_settings: {rank: 6, window: 2}\n")
+    settings = chain_settings({"settings": str(file), "online.rank": "5"})
+    assert (settings.mode, settings.online_settings) == ("both", {"rank": 5, "window": 2.0})
+    for bad, words in (({"online.rnk": "1"}, "'rank'"), ({"online.rank": "0"}, "below 1"), ({"mode": "live"}, "'live'")):
+        with pytest.raises(SettingError, match=words):
+            chain_settings(bad)

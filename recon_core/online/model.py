@@ -1,0 +1,261 @@
+"""The model behind provisional frames: started from the first second, refined on a sliding window while frames keep coming."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from recon_core.calibration.temporal_basis import low_resolution_series, temporal_basis
+from recon_core.errors import DataError
+from recon_core.online.measured import FrameEncoder, MeasuredFrame
+from recon_core.online.running import RunningSums, SummedNormal
+from recon_core.online.tracker import Model, spectral_products
+from recon_core.options import option
+from recon_core.problem import KSpaceProblem
+from recon_core.solvers.base import interpolate_frames
+from recon_core.solvers.grasp_pro import GraspPro, GraspProSettings
+
+_BASIS_COILS = 4
+_NOISE_FRAMES = 64
+_FIRST_POWER_STEPS = 8
+_POWER_STEPS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineSettings:
+    """Settings of the provisional model; the scan's own solver makes the final series."""
+
+    rank: int = option(10, "Temporal components K of the provisional model.", low=1, high=64)
+    window: float = option(4.0, "Newest data that the provisional model is fitted to.", low=0.1, high=600.0, unit="s")
+    forget: float = option(0.999, "Weight of a frame in the model's fit relative to the next one.", low=0.9, high=1.0)
+    steps: int = option(4, "Proximal gradient steps on U in one refinement.", low=1, high=1000)
+    start_steps: int = option(12, "Proximal gradient steps on U in the first fit.", low=1, high=1000)
+    rebuild: int = option(4, "Refinements from one new estimate of the window's V to the next.", low=1, high=1000)
+    every: int = option(64, "Frames from one refinement to the next where `late_frames=wait`; else as often as the machine can.", low=1)
+    calibration: float = option(0.4, "Data that give coil compression, maps and density weights.", low=0.05, high=60.0, unit="s")
+    start: float = option(1.0, "Data that give the first bases.", low=0.1, high=60.0, unit="s")
+    strength: float = option(2e-4, "Λ of spatial total variation, as of the subspace solvers.", low=0.0)
+    basis_width: int = option(24, "Matrix of the low-resolution series that gives the first V.", low=8, high=128)
+    basis_steps: int = option(20, "FISTA steps of that series.", low=1, high=1000)
+    basis_frame: float = option(0.012, "Duration of that series' frames.", low=0.0, high=10.0, unit="s")
+
+
+class _Fit(GraspPro):
+    """GRASP-Pro's step on a data term that was summed frame by frame."""
+
+    _direction: Tensor | None = None
+
+    def take(self, bases: Tensor, singular: Tensor, temporal: Tensor, normal: SummedNormal, target: Tensor) -> None:
+        """Start from bases ``[K, (z,) y, x]``."""
+        self.step = 0
+        self.temporal, self.singular, self.normal, self.target = temporal, singular, normal, target
+        self.lipschitz = 1.15 * self._largest_eigenvalue()
+        self.bases = bases
+        self._restart()
+
+    def _largest_eigenvalue(self) -> float:
+        """By power iteration from the direction found last: the sums change little from one refinement to the next."""
+        found = self._direction
+        if found is None:
+            generator = torch.Generator().manual_seed(self.seed)
+            found = torch.randn(self.target.shape, dtype=torch.complex64, generator=generator).to(self.target.device)
+            steps = _FIRST_POWER_STEPS
+        else:
+            steps = _POWER_STEPS
+        value = 0.0
+        for _ in range(steps):
+            found = self.normal(found)
+            value = float(torch.linalg.vector_norm(found))
+            found = found / max(value, 1e-30)
+        self._direction = found
+        return value
+
+
+def gauge(bases: Tensor, temporal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same series ``Σ_k V_kt U_k`` with orthonormal rows V, by falling singular value.
+
+    Args:
+        bases: complex64 ``[K, (z,) y, x]``.
+        temporal: float32 ``[K, frame]``.
+
+    Returns:
+        Bases, V, singular values float32 ``[K]``, and float64 ``[K, K]`` (CPU), which takes any V of the old bases to the new.
+    """
+    wide = temporal.double()
+    scale = 1e-12 * wide.square().sum() / wide.shape[0]
+    root = torch.linalg.cholesky(wide @ wide.T + scale * torch.eye(wide.shape[0], dtype=wide.dtype, device=wide.device))
+    flat = torch.view_as_real(bases).reshape(bases.shape[0], -1).double()
+    turned = root.T @ flat
+    values, vectors = torch.linalg.eigh(turned @ turned.T)
+    rotation = vectors.flip(1).T
+    move = rotation @ torch.linalg.inv(root)
+    mixed = (rotation @ turned).float().reshape(*bases.shape, 2)
+    return torch.view_as_complex(mixed), (move @ wide).float(), values.flip(0).clamp_min(0).sqrt().float(), move.cpu()
+
+
+def smooth_coefficients(normal: Tensor, target: Tensor, innovation: Tensor, noise: float, steps: list[int]) -> Tensor:
+    """V of all frames of a window at once: ``Σ_t (V_tᵀA_tV_t − 2V_tᵀb_t)/σ² + Σ_t ½‖V_t − V_{t−1}‖²`` in Q⁻¹'s norm, minimised exactly.
+
+    Block tridiagonal, solved by elimination forwards and substitution backwards.
+
+    Args:
+        normal: float64 ``[frame, K, K]``.
+        target: float64 ``[frame, K]``.
+        innovation: float64 ``[K, K]``, Q.
+        noise: σ².
+        steps: regular frames each frame stands for.
+
+    Returns:
+        float64 ``[frame, K]``.
+    """
+    n_frames, rank = target.shape
+    eye = torch.eye(rank, dtype=torch.float64)
+    tie = torch.linalg.inv(innovation + 1e-9 * innovation.trace() / rank * eye)
+    gain = 2 / max(noise, 1e-12)
+    factors, heads = torch.empty_like(normal), torch.empty_like(target)
+    for t in range(n_frames):
+        back = tie / steps[t] if t else torch.zeros_like(tie)
+        ahead = tie / steps[t + 1] if t + 1 < n_frames else torch.zeros_like(tie)
+        matrix = gain * normal[t] + back + ahead
+        right = gain * target[t]
+        if t:
+            matrix = matrix - back @ factors[t - 1]
+            right = right + back @ heads[t - 1]
+        inverse = torch.linalg.inv(matrix + 1e-12 * matrix.trace() / rank * eye)
+        factors[t], heads[t] = inverse @ ahead, inverse @ right
+    out = heads.clone()
+    for t in range(n_frames - 2, -1, -1):
+        out[t] = heads[t] + factors[t] @ out[t + 1]
+    return out
+
+
+class OnlineModel:
+    """Bases U of a sliding window of frames.
+
+    Life: :meth:`start` once, then :meth:`take` frames as they were tracked and :meth:`refine` again and again; each gives a new
+    :class:`Model`. Everything is deterministic in the order of the calls; no clock is read.
+
+    Args:
+        encoder: the frozen calibration.
+        settings: of the provisional model.
+        seed: of the eigenvalue estimate.
+    """
+
+    def __init__(self, encoder: FrameEncoder, settings: OnlineSettings, seed: int = 0) -> None:
+        self.encoder = encoder
+        self.settings = settings
+        self.sums = RunningSums(encoder.sensitivities, settings.forget)
+        self.refinements = 0
+        self._fit = _Fit(GraspProSettings(rank=settings.rank, strength=settings.strength), engine=encoder.engine, seed=seed)
+        self._model: Model | None = None
+        self._singular = torch.empty(0)
+        # From every version's V to the next one's: float64 [K, K].
+        self._moves: list[Tensor] = []
+
+    def start(self, problem: KSpaceProblem, frames: list[MeasuredFrame]) -> Model:
+        """First bases.
+
+        Args:
+            problem: whitened, uncalibrated; frames as measured.
+            frames: its frames, measured.
+
+        Raises:
+            DataError: frames and problem differ in number.
+        """
+        if len(frames) != problem.n_frames:
+            raise DataError("frames", f"{len(frames)} measured of {problem.n_frames}", "Measure every frame of the problem.")
+        settings = self.settings
+        coarse = _joined(problem, settings.basis_frame)
+        series = low_resolution_series(coarse, settings.basis_width, 0.06, settings.basis_steps, _BASIS_COILS, self.encoder.engine)
+        found, self._singular = temporal_basis(series, settings.rank)
+        rows = interpolate_frames(found.T, coarse.frame_times, problem.frame_times).T
+        rows = torch.linalg.solve_triangular(torch.linalg.cholesky(rows @ rows.T), rows, upper=False)
+        self.sums.add(frames, rows)
+        bases = torch.zeros((rows.shape[0], *problem.shape), dtype=torch.complex64, device=problem.device)
+        return self._publish(self._step(bases, settings.start_steps))
+
+    def take(self, frames: list[MeasuredFrame], coefficients: Tensor, version: int) -> None:
+        """Let tracked frames into the window, and old ones out of it.
+
+        Args:
+            frames: in order of time.
+            coefficients: their V ``[frame, K]``.
+            version: of the model against which they were tracked.
+        """
+        carried = coefficients.double()
+        for move in self._moves[version:]:
+            carried = carried @ move.T
+        self.sums.add(frames, carried.T.float().to(self.encoder.sensitivities.device))
+        newest = self.sums.entries[-1].frame.time
+        old = sum(1 for entry in self.sums.entries if entry.frame.time < newest - self.settings.window)
+        # A pause longer than the window must not leave it empty.
+        self.sums.drop(min(old, len(self.sums) - 1))
+
+    def refine(self) -> Model:
+        """A few steps on U; every so often V of the whole window is estimated anew first, and the sums rebuilt with it."""
+        assert self._model is not None
+        self.refinements += 1
+        bases = self._model.bases
+        move = torch.eye(self._model.rank, dtype=torch.float64)
+        if self.refinements % self.settings.rebuild == 0:
+            frames = [entry.frame for entry in self.sums.entries]
+            normal, target = self._model.grams(frames)
+            steps = [frame.steps for frame in frames]
+            found = smooth_coefficients(normal, target, self._model.innovation, self._model.noise, steps).T.float().to(bases.device)
+            bases, rows, self._singular, move = gauge(bases, found)
+            self.sums.rebuild(rows)
+        self._moves.append(move)
+        return self._publish(self._step(bases, self.settings.steps))
+
+    def _step(self, bases: Tensor, steps: int) -> Tensor:
+        fit = self._fit
+        fit.take(bases, self._singular, self.sums.temporal(), self.sums.normal(), self.sums.target())
+        for _ in range(steps):
+            fit.update()
+        if not bool(torch.isfinite(torch.view_as_real(fit.bases)).all()):
+            raise DataError("provisional model", "NaN or Inf in its bases", "Check the data's scale, or use mode=retrospective.")
+        return fit.bases
+
+    def _publish(self, bases: Tensor) -> Model:
+        rows = self.sums.temporal().double().cpu()
+        entries = list(self.sums.entries)
+        steps = torch.tensor([float(entry.frame.steps) for entry in entries[1:]], dtype=torch.float64)
+        change = (rows[:, 1:] - rows[:, :-1]) / steps.sqrt()
+        innovation = change @ change.T / max(1, change.shape[1])
+        model = Model(
+            bases=bases,
+            products=spectral_products(bases, self.encoder.sensitivities),
+            last=rows[:, -1],
+            innovation=innovation,
+            noise=1.0,
+            time=entries[-1].frame.time,
+            version=1 if self._model is None else self._model.version + 1,
+        )
+        self._model = dataclasses.replace(
+            model, noise=_residual(model, [e.frame for e in entries[-_NOISE_FRAMES:]], rows[:, -_NOISE_FRAMES:])
+        )
+        return self._model
+
+
+def _residual(model: Model, frames: list[MeasuredFrame], temporal: Tensor) -> float:
+    """Weighted mean |residual|² of fitted frames."""
+    normal, target = model.grams(frames)
+    rows = temporal.T
+    misfit = (
+        sum(frame.energy for frame in frames) - 2 * float((rows * target).sum()) + float(torch.einsum("tk,tkl,tl->", rows, normal, rows))
+    )
+    return max(misfit / max(sum(frame.weight for frame in frames), 1e-30), 1e-6)
+
+
+def _joined(problem: KSpaceProblem, duration: float) -> KSpaceProblem:
+    """The problem with neighbouring frames joined to last at least so long, seconds."""
+    times = problem.frame_times
+    spacing = float(times[-1] - times[0]) / max(1, problem.n_frames - 1)
+    each = max(1, math.ceil(duration / spacing - 1e-6)) if spacing > 0 else 1
+    parts = [problem.frames[n : n + each] for n in range(0, problem.n_frames, each)]
+    frames = tuple(torch.unique(torch.cat(part)) for part in parts)
+    means = torch.stack([problem.readout_times[frame.cpu()].mean() for frame in frames])
+    return problem.replace(frames=frames, frame_times=means)
