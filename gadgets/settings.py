@@ -125,8 +125,8 @@ def _solver_settings(solver: str, values: Mapping[str, Any], sources: Mapping[st
     """Settings of a solver, converted and checked against its declaration."""
     import recon_core.solvers.registry as registry
 
-    if solver not in registry.names():
-        raise unknown_name(f"{sources.get('solver', '')}solver", solver, registry.names())
+    if solver not in registry.all_names():
+        raise unknown_name(f"{sources.get('solver', '')}solver", solver, registry.all_names())
     declared = registry.settings_class(solver)
     names = [f.name for f in dataclasses.fields(declared)]
     made: dict[str, Any] = {}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recon_core.errors import DataError
+from recon_core.signal_models import ParameterMap, Protocol
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class KSpaceProblem:
         sensitivities: complex64 ``[coil, (z,) y, x]``, unit root-sum-of-squares; None until calibrated.
         cartesian: the samples lie on the Cartesian grid of ``shape`` (integer k).
         field_of_view: mm, ``((z,) y, x)``.
+        protocol: of a multi-contrast scan: a frame is then a contrast, and ``frame_times`` are the contrasts' numbers. None: a dynamic scan.
     """
 
     samples: Tensor
@@ -43,6 +45,7 @@ class KSpaceProblem:
     sensitivities: Tensor | None = None
     cartesian: bool = False
     field_of_view: tuple[float, ...] | None = None
+    protocol: Protocol | None = None
 
     def __post_init__(self) -> None:
         """Check shapes, types and finiteness.
@@ -72,6 +75,8 @@ class KSpaceProblem:
             _expect("mask", self.mask, (n_readouts, n_samples), torch.bool)
         if self.sensitivities is not None:
             _expect("sensitivities", self.sensitivities, (self.samples.shape[0], *self.shape), torch.complex64)
+        if self.protocol is not None and self.protocol.contrasts != len(self.frames):
+            raise DataError("frames", f"{len(self.frames)} of a protocol with {self.protocol.contrasts} contrasts", "Give one a contrast.")
         for name in ("samples", "trajectory", "weights", "sensitivities"):
             array = getattr(self, name)
             if array is not None and not bool(torch.isfinite(torch.view_as_real(array) if array.is_complex() else array).all()):
@@ -153,12 +158,14 @@ class ImageSeries:
         times: float64 ``[frame]``, seconds.
         latents: float32 ``[frame, dimension]`` or None; the manifold coordinates a method learned.
         notes: what a reader of the images must know (replaced engine, chosen λ, …), one short sentence each.
+        maps: tissue parameters, where the method gives them.
     """
 
     images: Tensor
     times: Tensor
     latents: Tensor | None = None
     notes: Sequence[str] = ()
+    maps: tuple[ParameterMap, ...] = ()
 
     def __post_init__(self) -> None:
         """Check shapes and finiteness.

@@ -24,6 +24,8 @@ from recon_core.solvers.registry import solver_class
 
 log = logging.getLogger(__name__)
 
+_FRAMES_AT_ONCE = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructionSettings:
@@ -93,11 +95,13 @@ class HeldOut:
     def error(self, solver: Solver[Any]) -> float:
         """Error of the solver's images at the moments of the held-out readouts; 1.0 is the noise floor."""
         total, weight = 0.0, 0.0
-        images = solver.images(self.times[[frame for frame, *_ in self.groups]]).images
-        for image, (_, nufft, samples, weights) in zip(images, self.groups, strict=True):
-            residual = nufft.forward(self.maps * image) - samples
-            total += float((weights * residual.abs().square()).sum(dtype=torch.float64))
-            weight += float(weights.sum(dtype=torch.float64)) * samples.shape[0]
+        for start in range(0, len(self.groups), _FRAMES_AT_ONCE):
+            groups = self.groups[start : start + _FRAMES_AT_ONCE]
+            images = solver.images(self.times[[frame for frame, *_ in groups]]).images
+            for image, (_, nufft, samples, weights) in zip(images, groups, strict=True):
+                residual = nufft.forward(self.maps * image) - samples
+                total += float((weights * residual.abs().square()).sum(dtype=torch.float64))
+                weight += float(weights.sum(dtype=torch.float64)) * samples.shape[0]
         return total / weight
 
 
@@ -185,6 +189,7 @@ def reconstruct(
     settings: ReconstructionSettings,
     solver_settings: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
+    times: Tensor | None = None,
 ) -> Reconstruction:
     """Reconstruct a whitened, uncalibrated problem.
 
@@ -195,6 +200,7 @@ def reconstruct(
         settings: solver, coils, device, engine, seed, held-out share.
         solver_settings: the solver's own settings by name.
         progress: is told short lines.
+        times: float64 ``[time]``, seconds (numbers of contrasts in a protocol): moments at which images are wanted; None: the frames'.
 
     Raises:
         SettingError: a setting is unknown or out of range.
@@ -208,6 +214,9 @@ def reconstruct(
     chosen: Any = build(cls.Settings, dict(solver_settings or {}), prefix="solver.")
     if problem.dim not in cls.dims:
         raise DataError("solver", f"{cls.name} handles {cls.dims} dimensions, the scan has {problem.dim}", "Choose another solver.")
+    if cls.quantitative != (problem.protocol is not None):
+        needs = "a multi-contrast protocol" if cls.quantitative else "a dynamic scan"
+        raise DataError("solver", f"{cls.name} is for {needs}", "Choose another solver or chain.")
     notes = [f"{cls.name} on {device.type}, {'fft' if problem.cartesian else engine}"]
     problem = problem.to(device)
     candidates = cls.candidates(chosen, problem)
@@ -229,7 +238,8 @@ def reconstruct(
     solver.limit = limit
     solver.start(calibrated)
     run(solver, progress)
-    series = solver.images()
+    series = solver.images(times)
+    maps = solver.maps()
     finished = time.perf_counter()
     report = {
         "solver": cls.name,
@@ -252,5 +262,6 @@ def reconstruct(
         images=series.images.cpu(),
         latents=None if series.latents is None else series.latents.cpu(),
         notes=(*notes, *series.notes),
+        maps=tuple(dataclasses.replace(m, values=m.values.cpu()) for m in maps),
     )
     return Reconstruction(cpu, report)

@@ -42,15 +42,22 @@ class LoopArray:
         self.centres = np.stack([a * np.cos(angle), b * np.sin(angle), height], axis=-1)
         radius = np.clip(1.3 * np.pi * (a + b) / 2 / max(n_coils, 4), 45.0, 95.0)
         self._gain = rng.uniform(0.85, 1.15, n_coils) * np.exp(2j * np.pi * rng.uniform(size=n_coils))
-        y, x = (np.linspace(-0.55 * fov, 0.55 * fov, _KNOTS) for fov in field_of_view)
-        self._fields = []
-        for centre, turn in zip(self.centres, angle, strict=True):
-            field = _loop_field(centre, turn, radius, y, x)
-            self._fields.append((RectBivariateSpline(y, x, field.real), RectBivariateSpline(y, x, field.imag)))
+        self._knots = [np.linspace(-0.55 * fov, 0.55 * fov, _KNOTS) for fov in field_of_view]
+        self._angle, self._radius = angle, radius
+        self._planes: dict[float, list[tuple[RectBivariateSpline, RectBivariateSpline]]] = {}
+        self._plane(0.0)
 
-    def maps(self, y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.complex64]:
-        """Sensitivities on a grid, complex64 ``[coil, y, x]``, of positions in mm."""
-        fields = np.stack([re(y, x) + 1j * im(y, x) for re, im in self._fields])
+    def _plane(self, height: float) -> list[tuple[RectBivariateSpline, RectBivariateSpline]]:
+        """Splines of every coil's field in the plane z = height (mm)."""
+        if height not in self._planes:
+            y, x = self._knots
+            fields = [_loop_field(centre - (0, 0, height), turn, self._radius, y, x) for centre, turn in zip(self.centres, self._angle, strict=True)]
+            self._planes[height] = [(RectBivariateSpline(y, x, f.real), RectBivariateSpline(y, x, f.imag)) for f in fields]
+        return self._planes[height]
+
+    def maps(self, y: NDArray[np.float64], x: NDArray[np.float64], height: float = 0.0) -> NDArray[np.complex64]:
+        """Sensitivities on a grid, complex64 ``[coil, y, x]``, of positions in mm in the plane z = ``height``."""
+        fields = np.stack([re(y, x) + 1j * im(y, x) for re, im in self._plane(float(height))])
         return (self._gain[:, None, None] * fields).astype(np.complex64)
 
     def noise_covariance(self, rng: np.random.Generator) -> NDArray[np.complex128]:

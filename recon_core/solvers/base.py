@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recon_core.problem import ImageSeries, KSpaceProblem
+from recon_core.signal_models import ParameterMap
 
 S = TypeVar("S")
 
@@ -25,6 +26,7 @@ class Solver(abc.ABC, Generic[S]):
         Settings: frozen dataclass of the method's own settings, declared with :func:`recon_core.options.option`.
         dims: spatial dimensions the method handles.
         selection_matrix: share of the matrix size at which settings are chosen; dynamics live at low k, and a choice costs several fits.
+        quantitative: the frames are the contrasts of a protocol, and the method gives parameter maps.
         check_every: steps between two looks at the held-out error when the stopping step is being chosen; 0: the method runs to its end.
     """
 
@@ -32,6 +34,7 @@ class Solver(abc.ABC, Generic[S]):
     Settings: ClassVar[type]
     dims: ClassVar[tuple[int, ...]] = (2, 3)
     selection_matrix: ClassVar[float] = 1.0
+    quantitative: ClassVar[bool] = False
     check_every: ClassVar[int] = 0
 
     problem: KSpaceProblem
@@ -72,6 +75,10 @@ class Solver(abc.ABC, Generic[S]):
     @abc.abstractmethod
     def images(self, times: Tensor | None = None) -> ImageSeries:
         """The series as it stands, at the frames' times or at any others (float64 ``[time]``, seconds)."""
+
+    def maps(self) -> tuple[ParameterMap, ...]:
+        """Tissue parameters, where the method gives them."""
+        return ()
 
     @classmethod
     def candidates(cls, settings: Any, problem: KSpaceProblem) -> list[Any]:
