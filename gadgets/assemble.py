@@ -16,6 +16,7 @@ from gadgets.binning.by_count import by_count, frame_times
 from gadgets.cartesian import Sampling
 from gadgets.header import Encoding, ScanHeader
 from gadgets.noise import noise_level
+from gadgets.protocol import describe, find_protocol
 from gadgets.readouts import Readout, check_uniform
 from gadgets.settings import ChainSettings
 from recon_core.calibration.whitening import whiten
@@ -94,6 +95,7 @@ def assemble(
     settings: ChainSettings,
     whitening: Tensor | None = None,
     report: Callable[[str], None] | None = None,
+    quantitative: bool = False,
 ) -> Assembled:
     """Make the problem of one slice or volume.
 
@@ -104,6 +106,7 @@ def assemble(
         settings: chain properties (matrix, dimension, frames).
         whitening: complex64 ``[coil, coil]`` from noise readouts; None: the noise level is guessed from outer k-space.
         report: gets one line for everything that was decided without being asked for.
+        quantitative: the readouts are those of a multi-contrast protocol; a frame is a contrast.
 
     Raises:
         DataError: readouts that differ in shape, no trajectory where one is needed, nothing within the resolution.
@@ -130,21 +133,30 @@ def assemble(
     beyond = 1 - sampling.mask.mean()
     if beyond > 0:
         tell(f"{100 * beyond:.1f} % of the samples are discarded or lie beyond the reconstructed resolution and are left out")
-    binning = by_count(len(readouts), settings.readouts_per_frame, settings.frame_stride)
-    if binning.note:
-        tell(binning.note)
+    protocol = None
+    if quantitative:
+        protocol, contrast = find_protocol(readouts, header, settings.signal_model)
+        tell(describe(protocol))
+        frames = tuple(np.flatnonzero(contrast == number) for number in range(protocol.contrasts))
+        moments = np.arange(protocol.contrasts, dtype=np.float64)
+    else:
+        binning = by_count(len(readouts), settings.readouts_per_frame, settings.frame_stride)
+        if binning.note:
+            tell(binning.note)
+        frames, moments = binning.frames, frame_times(binning.frames, times)
     for note in notes:
         tell(note)
     problem = KSpaceProblem(
         samples=samples.to(torch.complex64),
         trajectory=torch.from_numpy(np.ascontiguousarray(sampling.trajectory)),
-        frames=tuple(torch.from_numpy(frame.copy()) for frame in binning.frames),
+        frames=tuple(torch.from_numpy(frame.copy()) for frame in frames),
         readout_times=torch.from_numpy(np.asarray(times, dtype=np.float64).copy()),
-        frame_times=torch.from_numpy(frame_times(binning.frames, times)),
+        frame_times=torch.from_numpy(moments),
         shape=shape,
         mask=torch.from_numpy(np.ascontiguousarray(sampling.mask)),
         cartesian=sampling.on_grid,
         field_of_view=tuple(reversed(encoding.recon.field_of_view[:dim])),
+        protocol=protocol,
     )
     distance = np.where(sampling.mask, np.linalg.norm(sampling.trajectory.astype(np.float64), axis=-1), np.inf).min(axis=1)
     return Assembled(problem, tuple(r.head for r in readouts), distance, encoding.recon.field_of_view, tuple(notes))

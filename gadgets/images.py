@@ -4,7 +4,8 @@ Meta fields of an image (:data:`META_FIELDS` lists all of them):
 
 * MRD: ``DataRole``, ``ImageComments``, ``SeriesDescriptionAdditional``, ``ImageProcessingHistory``, ``Keep_image_geometry``,
   ``ImageRowDir``, ``ImageColumnDir``, ``RescaleSlope``, ``RescaleIntercept``, ``WindowCenter``, ``WindowWidth`` (as in DICOM: of rescaled
-  values), ``EchoTime`` and ``InversionTime`` in ms where the header gives them, ``FrameTime_s``.
+  values), ``EchoTime`` and ``InversionTime`` in ms where the header gives them, ``FrameTime_s``; of a protocol ``FlipAngle`` (degrees) and
+  ``T2PreparationTime`` (ms); of parameter maps ``ParameterName`` and ``ParameterUnit``.
 * Gadgetron: ``GADGETRON_DataRole``, ``GADGETRON_ImageComment``, ``GADGETRON_SeqDescription``, ``GADGETRON_ImageProcessingHistory``,
   ``GADGETRON_WindowCenter``, ``GADGETRON_WindowWidth`` (of stored values), ``GADGETRON_ScaleRatio`` (stored value of 1), ``GADGETRON_TE``,
   ``GADGETRON_TI``.
@@ -31,6 +32,7 @@ LATENT_SERIES = 2
 META_FIELDS = (
     *("DataRole", "ImageComments", "SeriesDescriptionAdditional", "ImageProcessingHistory", "Keep_image_geometry", "ImageRowDir"),
     *("ImageColumnDir", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "EchoTime", "InversionTime", "FrameTime_s"),
+    *("FlipAngle", "T2PreparationTime", "ParameterName", "ParameterUnit"),
     *("GADGETRON_DataRole", "GADGETRON_ImageComment", "GADGETRON_SeqDescription", "GADGETRON_ImageProcessingHistory"),
     *("GADGETRON_WindowCenter", "GADGETRON_WindowWidth", "GADGETRON_ScaleRatio", "GADGETRON_TE", "GADGETRON_TI"),
 )
@@ -120,7 +122,7 @@ def emit(
         head = assembled.heads[representative(assembled, frame)]
         series_index, image_index = numbering.next("images", pixels.shape)
         data = _stored(pixels, scale)
-        fields = _geometry(head, assembled.field_of_view)
+        fields = geometry(head, assembled.field_of_view)
         image = ismrmrd.Image.from_array(
             data,
             transpose=False,
@@ -157,7 +159,8 @@ def clipped(series: ImageSeries, scale: Scale | None) -> int:
     return 0 if scale is None else int((series.images.abs() / scale.slope > _LARGEST + 0.5).sum())
 
 
-def _geometry(head: ismrmrd.AcquisitionHeader, field_of_view: tuple[float, float, float]) -> dict[str, Any]:
+def geometry(head: ismrmrd.AcquisitionHeader, field_of_view: tuple[float, float, float]) -> dict[str, Any]:
+    """Image header fields that are inherited from a readout."""
     fields: dict[str, Any] = {
         name: getattr(head, name)
         for name in (
@@ -173,7 +176,7 @@ def _geometry(head: ismrmrd.AcquisitionHeader, field_of_view: tuple[float, float
 def _meta(
     head: ismrmrd.AcquisitionHeader, header: ScanHeader, notes: Sequence[str], solver: str, scale: Scale | None, time: float
 ) -> ismrmrd.Meta:
-    meta = _common(notes, solver, "Image")
+    meta = common_meta(notes, solver, "Image")
     meta["Keep_image_geometry"] = 1
     meta["ImageRowDir"] = [f"{value:.8f}" for value in head.read_dir]
     meta["ImageColumnDir"] = [f"{value:.8f}" for value in head.phase_dir]
@@ -198,7 +201,8 @@ def _meta(
     return meta
 
 
-def _common(notes: Sequence[str], description: str, role: str) -> ismrmrd.Meta:
+def common_meta(notes: Sequence[str], description: str, role: str) -> ismrmrd.Meta:
+    """What every image's Meta has, in both dialects."""
     meta = ismrmrd.Meta()
     meta["DataRole"] = meta["GADGETRON_DataRole"] = role
     if notes:
@@ -232,7 +236,7 @@ def latent_image(series: ImageSeries, assembled: Assembled, numbering: Numbering
     components = principal_components(series.latents.numpy())
     head = assembled.heads[representative(assembled, 0)]
     series_index, image_index = numbering.next("latents", components.shape)
-    fields = _geometry(head, (float(components.shape[1]), float(components.shape[0]), 1.0))
+    fields = geometry(head, (float(components.shape[1]), float(components.shape[0]), 1.0))
     image = ismrmrd.Image.from_array(
         components,
         transpose=False,
@@ -248,7 +252,7 @@ def latent_image(series: ImageSeries, assembled: Assembled, numbering: Numbering
         f"principal components of the {solver} latents over time: row = component, column = frame; "
         f"{len(times)} frames from {times[0]:.4g} s to {times[-1]:.4g} s; variance {', '.join(f'{s:.3g} %' for s in share)}"
     )
-    image.meta = _common([note], "latents", "Image")
+    image.meta = common_meta([note], "latents", "Image")
     image.meta["Keep_image_geometry"] = 0
     image.meta["FrameTimes_s"] = [f"{time:.9g}" for time in times]
     return image

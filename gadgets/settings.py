@@ -15,12 +15,15 @@ import yaml
 
 from recon_core.errors import SettingError
 from recon_core.options import build, option, unknown_name
+from recon_core.signal_models import MODELS
 
 SOLVER_PREFIX = "solver."
 """Properties of this prefix are settings of the solver."""
 
 ENGINES = ("auto", "finufft", "cufinufft", "torchkbnufft", "nudft")
 IMAGE_TYPES = ("magnitude", "complex")
+WEIGHTED = ("all", "ends", "none")
+MAP_TYPES = ("both", "float32", "uint16")
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _YAML_SOLVER = "solver_settings"
@@ -54,6 +57,20 @@ class ChainSettings:
         "magnitude",
         "What leaves the chain: magnitude (uint16, value = pixel · `RescaleSlope`) or complex (complex64).",
         choices=IMAGE_TYPES,
+    )
+    signal_model: str = option(
+        "auto",
+        "Signal model of a multi-contrast protocol; auto: t2_inversion where the header lists T2 preparations, spoiled where it lists "
+        "several flip angles, else decay.",
+        choices=("auto", *MODELS),
+    )
+    weighted_images: str = option(
+        "all",
+        "Weighted images of a protocol that are sent: all, the first and last excitation after every preparation, none.",
+        choices=WEIGHTED,
+    )
+    map_type: str = option(
+        "both", "Parameter maps: uint16 (value = pixel · `RescaleSlope` + `RescaleIntercept`), float32, or both.", choices=MAP_TYPES
     )
     send_latents: bool = option(True, "Send what the manifold learned (principal components of the latents) as a second image series.")
     discard_readouts: int = option(0, "Imaging readouts left out at the start of the scan (approach to steady state).", low=0)

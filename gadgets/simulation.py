@@ -134,7 +134,7 @@ def _space(nx: int, ny: int, fx: float, fy: float) -> str:
     )
 
 
-def _ticks(seconds: float) -> int:
+def ticks(seconds: float) -> int:
     """Time stamp of a moment, counted from the first imaging readout."""
     return math.floor((_START + seconds) / TICK + 1e-6)
 
@@ -157,7 +157,7 @@ def _noise(scan: CardiacScan, where: Slice) -> list[ismrmrd.Acquisition]:
         acquisition = _acquisition(scan, where, blocks[:, number], None)
         acquisition.setFlag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
         before = (blocks.shape[1] - number) * scan.settings.repetition_time * 1e-3
-        acquisition.acquisition_time_stamp = _ticks(-0.5 - before)
+        acquisition.acquisition_time_stamp = ticks(-0.5 - before)
         made.append(acquisition)
     return made
 
@@ -172,7 +172,7 @@ def _imaging(scan: CardiacScan, where: Slice) -> list[ismrmrd.Acquisition]:
     for number in range(count):
         acquisition = _acquisition(scan, where, scan.samples[:, number], traj[number])
         acquisition.center_sample = traj.shape[1] // 2 if scan.settings.trajectory == "radial" else 0
-        acquisition.acquisition_time_stamp = _ticks(float(scan.times[number]))
+        acquisition.acquisition_time_stamp = ticks(float(scan.times[number]))
         acquisition.physiology_time_stamp[0] = int(since_beat[number] / TICK)
         acquisition.idx.kspace_encode_step_1 = number % (1 << 16)
         made.append(acquisition)
@@ -203,7 +203,7 @@ def waveforms(scan: CardiacScan) -> list[ismrmrd.Waveform]:
                 ismrmrd.Waveform.from_array(
                     block,
                     waveform_id=identity,
-                    time_stamp=_ticks(start * TICK),
+                    time_stamp=ticks(start * TICK),
                     sample_time_us=1e6 * TICK,
                     measurement_uid=1,
                     scan_counter=len(made),

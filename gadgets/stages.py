@@ -19,7 +19,9 @@ from typing import Any, Protocol, TypeAlias
 
 import ismrmrd
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gadgets import flags
 from gadgets.assemble import Assembled, assemble
@@ -28,11 +30,14 @@ from gadgets.flags import Kind
 from gadgets.header import ScanHeader, parse
 from gadgets.images import Numbering, Scale, clipped, emit, latent_image, magnitude_scale
 from gadgets.noise import NoiseReadouts
+from gadgets.quantitative import chosen_contrasts, map_images, weighted_images
 from gadgets.readouts import Readout, admit
 from gadgets.settings import ChainSettings
 from recon_core.errors import DataError
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.reconstruct import Reconstruction, ReconstructionSettings, reconstruct
+from recon_core.signal_models import Protocol as Contrasts
+from recon_core.solvers.registry import solver_class
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,7 @@ class Reconstruct(Protocol):
         settings: ReconstructionSettings,
         solver_settings: dict[str, Any],
         progress: Report | None,
+        times: Tensor | None = None,
     ) -> Reconstruction:
         """Reconstruct one problem."""
         ...
@@ -113,7 +119,7 @@ def admitted(readouts: Iterable[tuple[int, ismrmrd.Acquisition]], header: ScanHe
             yield admit(acquisition, number, header)
 
 
-def buffer(readouts: Iterable[Readout], header: ScanHeader, tick: float, report: Report) -> Iterator[Group]:
+def buffer(readouts: Iterable[Readout], header: ScanHeader, tick: float, report: Report, whole_protocol: bool = False) -> Iterator[Group]:
     """Wait for the end of the stream, then hand on slice by slice (and contrast, set, encoding space).
 
     Args:
@@ -121,13 +127,15 @@ def buffer(readouts: Iterable[Readout], header: ScanHeader, tick: float, report:
         header: the scan's header.
         tick: seconds a tick of the time stamps.
         report: gets user-facing lines.
+        whole_protocol: contrasts, sets and encoding spaces of a slice stay together.
     """
     groups: dict[tuple[int, int, int, int], list[Readout]] = {}
     places: dict[tuple[int, int, int, int], list[int]] = {}
     stamps: list[int] = []
     for readout in readouts:
-        groups.setdefault(readout.key, []).append(readout)
-        places.setdefault(readout.key, []).append(len(stamps))
+        key = (0, readout.head.idx.slice, 0, 0) if whole_protocol else readout.key
+        groups.setdefault(key, []).append(readout)
+        places.setdefault(key, []).append(len(stamps))
         stamps.append(readout.head.acquisition_time_stamp)
     if not groups:
         return
@@ -147,7 +155,7 @@ def assembled(
     for group in groups:
         first = group.readouts[0]
         whitening = noise.matrix(first.samples.shape[0], float(first.head.sample_time_us), header.noise_bandwidth)
-        made = assemble(group.readouts, group.times, header, settings, whitening, report)
+        made = assemble(group.readouts, group.times, header, settings, whitening, report, quantitative(settings))
         problem = made.problem
         report(
             f"{_name(first, group.total)}{problem.n_readouts} readouts, {problem.n_coils} channels, {problem.n_frames} frames of "
@@ -173,11 +181,24 @@ def reconstructed(
         **{f.name: getattr(settings, f.name) for f in dataclasses.fields(ReconstructionSettings)}  # same names in both records
     )
     for group, made in problems:
-        result = method(made.problem, common, dict(settings.solver_settings), report)
+        protocol = made.problem.protocol
+        # All images of a long protocol may not fit into memory: only those are asked for that leave.
+        wanted = {} if protocol is None else {"times": _contrast_times(protocol, settings.weighted_images)}
+        result = method(made.problem, common, dict(settings.solver_settings), report, **wanted)
         seconds = result.report.get("seconds", {}).get("total")
         took = "" if seconds is None else f" in {seconds:.1f} s"
-        report(f"{settings.solver}: {made.problem.n_frames} frames reconstructed{took}")
+        frames = "frames" if protocol is None else "contrasts"
+        report(f"{settings.solver}: {made.problem.n_frames} {frames} reconstructed{took}")
         yield group, made, result.series
+
+
+def quantitative(settings: ChainSettings) -> bool:
+    """Whether the chain's solver takes a multi-contrast protocol."""
+    return solver_class(settings.solver).quantitative
+
+
+def _contrast_times(protocol: Contrasts, weighted: str) -> Tensor:
+    return torch.tensor(chosen_contrasts(protocol, weighted), dtype=torch.float64)
 
 
 def run(
@@ -197,7 +218,7 @@ def run(
         method: what reconstructs a problem; None: :func:`recon_core.reconstruct.reconstruct`.
 
     Yields:
-        Images slice by slice as soon as one is done, then that slice's latents (series 2).
+        Images slice by slice as soon as one is done, then that slice's latents (series 2) or parameter maps.
 
     Raises:
         DataError: header or readouts cannot be used; an empty scan.
@@ -208,7 +229,8 @@ def run(
     header = parse(header_text)
     tally, noise = Tally(), NoiseReadouts()
     imaging = admitted(keep_noise(sort(items, tally), noise), header, settings.discard_readouts)
-    groups = buffer(_told_at_end(imaging, tally, settings, tell), header, settings.time_tick_ms / 1000, tell)
+    tick = settings.time_tick_ms / 1000
+    groups = buffer(_told_at_end(imaging, tally, settings, tell), header, tick, tell, quantitative(settings))
     problems = assembled(groups, header, settings, noise, tell)
     numbering = Numbering()
     scale: Scale | None = None
@@ -218,7 +240,12 @@ def run(
             too_bright = clipped(series, scale)
             if too_bright:
                 tell(f"{too_bright} pixels exceed the scale of the image series and are clipped")
-        yield from emit(series, made, header, numbering, scale, settings.solver)
+        if made.problem.protocol is None:
+            yield from emit(series, made, header, numbering, scale, settings.solver)
+        else:
+            if settings.weighted_images != "none":
+                yield from weighted_images(series, made, header, numbering, scale, settings.solver)
+            yield from map_images(series, made, numbering, settings.solver, settings.map_type)
         latents = latent_image(series, made, numbering, settings.solver) if settings.send_latents else None
         if latents is not None:
             yield latents

@@ -120,9 +120,7 @@ def _amplitude(signal: Tensor, data: Tensor) -> Tensor:
     return (signal.conj() * data).sum(0) / signal.abs().square().sum(0).clamp_min(1e-20)
 
 
-def _fit_chunk(
-    model: SignalModel, data: Tensor, basis: Tensor, grid: Tensor, atoms: Tensor, steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fit_chunk(model: SignalModel, data: Tensor, basis: Tensor, grid: Tensor, atoms: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     low, high = (b.to(data.device) for b in bounds(model))
     x = _match(data, grid, atoms)
 

@@ -51,7 +51,10 @@ class LoopArray:
         """Splines of every coil's field in the plane z = height (mm)."""
         if height not in self._planes:
             y, x = self._knots
-            fields = [_loop_field(centre - (0, 0, height), turn, self._radius, y, x) for centre, turn in zip(self.centres, self._angle, strict=True)]
+            fields = [
+                _loop_field(centre - (0, 0, height), turn, self._radius, y, x)
+                for centre, turn in zip(self.centres, self._angle, strict=True)
+            ]
             self._planes[height] = [(RectBivariateSpline(y, x, f.real), RectBivariateSpline(y, x, f.imag)) for f in fields]
         return self._planes[height]
 

@@ -45,7 +45,7 @@ class RelaxometrySettings:
     """What is scanned and how."""
 
     protocol: str = option("set1", "set1: flip angles × echoes; set2: T2 preparations × recoveries × echoes", choices=("set1", "set2"))
-    echoes: int = option(12, "echoes of set1: 12 every 3.05 ms (paper), 6 every 6.10 ms, …", low=3, high=12)
+    echoes: int = option(6, "echoes of set1: 12 every 3.05 ms (paper), 6 every 6.10 ms, …", low=3, high=12)
     recoveries: int = option(80, "excitations after each preparation of set2 (paper: 80)", low=2, high=400)
     matrix: tuple[int, ...] = option((8, 64, 64), "pixels (z, y, x)", low=4)
     field_of_view: tuple[float, ...] = option((64.0, 220.0, 220.0), "mm (z, y, x)", low=10.0)
@@ -133,7 +133,8 @@ def complementary_masks(shape: tuple[int, int], contrasts: int, acceleration: fl
     lines = max(contrasts, round(per_contrast * contrasts))
     radius = np.hypot(*np.meshgrid(*[(np.arange(n) - n // 2) / max(1, n / 2) for n in shape], indexing="ij")).ravel()
     density = 1 / (0.15 + radius) ** 1.5
-    visits = np.minimum(_rounded(density / density.sum() * lines, lines, rng), contrasts)
+    # A little randomness, or all masks of a shape would favour the same places.
+    visits = _visits(density * rng.uniform(0.8, 1.2, places), min(lines, places * contrasts), contrasts)
     counts = np.diff(np.round(np.linspace(0, lines, contrasts + 1)).astype(int))
     left = counts.astype(float)
     chosen: list[list[int]] = [[] for _ in range(contrasts)]
@@ -152,20 +153,21 @@ def complementary_masks(shape: tuple[int, int], contrasts: int, acceleration: fl
     return [np.sort(np.array(each, dtype=np.int64)) for each in chosen]
 
 
-def _rounded(share: NDArray[np.float64], total: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Whole numbers near ``share``, at least 1 where the total allows it, that sum to ``total``."""
+def _visits(density: NDArray[np.float64], total: int, most: int) -> NDArray[np.int64]:
+    """Whole visits a place near ``density``, at most ``most``, at least one each where the total allows it, that sum to ``total``."""
+    least = 1 if total >= len(density) else 0
+    low, high = 0.0, most / density.min()
+    for _ in range(60):
+        middle = (low + high) / 2
+        if np.clip(middle * density, least, most).sum() < total:
+            low = middle
+        else:
+            high = middle
+    share = np.clip(high * density, least, most)
     base = np.floor(share)
-    if total >= len(share):
-        base = np.maximum(base, 1)
-    order = np.argsort(-(share - base) + 1e-3 * rng.uniform(size=len(share)))
-    difference = int(total - base.sum())
-    if difference >= 0:
-        np.add.at(base, order[np.arange(difference) % len(order)], 1)
-    else:
-        rich = np.argsort(-base)
-        base[rich[: min(-difference, len(rich))]] -= 1
-        while base.sum() > total:
-            base[np.argmax(base)] -= 1
+    # The largest remainders take what rounding down has left.
+    for place in np.argsort(base - share)[: total - int(base.sum())]:
+        base[place] += 1
     return base.astype(np.int64)
 
 

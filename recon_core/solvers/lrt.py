@@ -17,7 +17,7 @@ from recon_core.problem import KSpaceProblem
 from recon_core.solvers.base import Solver
 from recon_core.solvers.quantitative import QuantitativeSettings, QuantitativeSolver
 
-SELECTED_STRENGTHS = (0.3, 1.0, 3.0)
+SELECTED_STRENGTHS = (0.03, 0.1, 0.3)
 _DUAL_STEPS = 3
 
 

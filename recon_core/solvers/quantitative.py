@@ -24,9 +24,7 @@ class QuantitativeSettings:
 
     rank: int | None = option(RANK, "temporal components K (paper: 15); auto: as many as hold 99.99 % of simulated signals' energy", low=1)
     off_resonance: float = option(OFF_RESONANCE_RANGE, "largest off-resonance of the simulated signals", low=0.0, high=1000.0, unit="Hz")
-    mask_share: float = option(
-        MASK_SHARE, "voxels below this share of the 99th percentile are not fitted and read 0", low=0.0, high=1.0
-    )
+    mask_share: float = option(MASK_SHARE, "voxels below this share of the 99th percentile are not fitted and read 0", low=0.0, high=1.0)
     fit_steps: int = option(STEPS, "steps of the voxel-wise fit", low=1, high=1000)
 
 
@@ -55,7 +53,9 @@ class QuantitativeSolver(Solver[T]):
         """
         if problem.protocol is None or problem.sensitivities is None:
             missing = "protocol" if problem.protocol is None else "sensitivities"
-            raise DataError(missing, f"{self.name} needs one" if missing == "protocol" else "missing", "Calibrate a multi-contrast problem.")
+            raise DataError(
+                missing, f"{self.name} needs one" if missing == "protocol" else "missing", "Calibrate a multi-contrast problem."
+            )
         self.problem = problem
         self.step = 0
         self.model = signal_model(problem.protocol)

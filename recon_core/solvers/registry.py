@@ -21,6 +21,8 @@ _MODULES = {
 _QUANTITATIVE = {
     "parameter_fit": "recon_core.solvers.parameter_fit",
     "lrt": "recon_core.solvers.lrt",
+    "summit": "recon_core.solvers.summit",
+    "lorein": "recon_core.solvers.lorein",
 }
 
 

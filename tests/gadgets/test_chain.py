@@ -28,7 +28,7 @@ def line_of(text: str, words: str) -> int:
 
 
 def test_packaged_chains_are_found_by_name_and_hold_valid_properties():
-    assert chain.known() == ["cardiac.xml", "cardiac_connect.xml"]
+    assert chain.known() == ["cardiac.xml", "cardiac_connect.xml", "mpqmri.xml", "mpqmri_connect.xml"]
     for name in chain.known():
         entry = chain.load(name)
         assert entry == chain.load(name.removesuffix(".xml")) == chain.load_known(name)
