@@ -1,6 +1,6 @@
 """A reconstructed series becomes MRD images: pixels, geometry, indices and both Meta dialects.
 
-Meta fields of an image (:data:`META_FIELDS` lists all of them):
+Meta fields of an image (:data:`META_FIELDS` lists those of a dynamic series):
 
 * MRD: ``DataRole``, ``ImageComments``, ``SeriesDescriptionAdditional``, ``ImageProcessingHistory``, ``Keep_image_geometry``,
   ``ImageRowDir``, ``ImageColumnDir``, ``RescaleSlope``, ``RescaleIntercept``, ``WindowCenter``, ``WindowWidth`` (as in DICOM: of rescaled
@@ -32,7 +32,6 @@ LATENT_SERIES = 2
 META_FIELDS = (
     *("DataRole", "ImageComments", "SeriesDescriptionAdditional", "ImageProcessingHistory", "Keep_image_geometry", "ImageRowDir"),
     *("ImageColumnDir", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "EchoTime", "InversionTime", "FrameTime_s"),
-    *("FlipAngle", "T2PreparationTime", "ParameterName", "ParameterUnit"),
     *("GADGETRON_DataRole", "GADGETRON_ImageComment", "GADGETRON_SeqDescription", "GADGETRON_ImageProcessingHistory"),
     *("GADGETRON_WindowCenter", "GADGETRON_WindowWidth", "GADGETRON_ScaleRatio", "GADGETRON_TE", "GADGETRON_TI"),
 )

@@ -31,7 +31,7 @@ class KSpaceProblem:
         sensitivities: complex64 ``[coil, (z,) y, x]``, unit root-sum-of-squares; None until calibrated.
         cartesian: the samples lie on the Cartesian grid of ``shape`` (integer k).
         field_of_view: mm, ``((z,) y, x)``.
-        protocol: of a multi-contrast scan: a frame is then a contrast, and ``frame_times`` are the contrasts' numbers. None: a dynamic scan.
+        protocol: of a multi-contrast scan: a frame is then a contrast, and ``frame_times`` are contrast numbers. None: a dynamic scan.
     """
 
     samples: Tensor

@@ -1,6 +1,6 @@
 """LoREIN: low-rank and implicit neural representation for quantitative MRI (Zhang et al.), and SUMMIT's parameter block alone.
 
-``L = L_DC1 + L_DC2 + L_prior + Σ λ_i WNNM(P_i)`` (eqs. 17 and 18): bases U of a hash field and a small CNN, parameter maps of one hash field
+``L = L_DC1 + L_DC2 + L_prior + Σ λ_i WNNM(P_i)`` (eqs. 17, 18): bases U of a hash field and a small CNN, parameter maps of one hash field
 each, coil sensitivities of a coarse hash field, all fitted to the one scan. What the paper leaves open is listed in
 ``docs/methods/lorein.md``.
 """

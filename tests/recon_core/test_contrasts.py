@@ -91,7 +91,7 @@ def test_gradients_in_chunks_are_autograds(monkeypatch):
     for chunk in (1 << 23, 1500):
         monkeypatch.setattr(module, "_CHUNK", chunk)
         value, of_bases, of_maps = term.cost_and_gradients(bases, free)
-        assert value == pytest.approx(float(cost), rel=1e-5)
+        assert value == pytest.approx(cost.item(), rel=1e-5)
         torch.testing.assert_close(of_bases, bases.grad, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(of_maps, free.grad, rtol=1e-4, atol=1e-4)
         normal = term.normal(bases.detach(), free.detach()) - term.adjoint(free.detach())

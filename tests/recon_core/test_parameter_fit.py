@@ -14,7 +14,7 @@ from recon_core.signal_models import Protocol, signal_model
 
 PROTOCOLS = {
     "spoiled": Protocol("spoiled", (2.15e-3, 8.25e-3, 14.35e-3, 26.5e-3), 46e-3, tuple(math.radians(a) for a in (5, 20, 40))),
-    "t2_inversion": Protocol("t2_inversion", (4.5e-3, 11.2e-3, 24.6e-3), 30e-3, (math.radians(10),), (25e-3, 50e-3, 90e-3), 40),
+    "t2_inversion": Protocol("t2_inversion", (4.5e-3, 11.2e-3, 24.6e-3), 30e-3, (math.radians(10),), (25e-3, 50e-3, 90e-3), 12),
     "decay": Protocol("decay", (4e-3, 9e-3, 15e-3, 30e-3)),
 }
 
