@@ -138,6 +138,10 @@ INVERSION = Parameter("B", "", -1.0, 1.0, -0.9)
 R2STAR = Parameter("R2star", "1/s", -50.0, 1000.0, 20.0, grid=16)
 
 
+# Brain, from white matter to cerebrospinal fluid.
+_TISSUE_RANGES = {"T1": (0.3, 5.0), "T2": (0.03, 2.0), "T2star": (0.008, 0.3), "R2star": (0.0, 200.0), "B": (-1.0, -0.7)}
+
+
 class SignalModel(abc.ABC):
     """Signals of one protocol for unit amplitude; the amplitude A·exp(iφ0) multiplies them.
 
@@ -325,3 +329,26 @@ def signal_model(protocol: Protocol) -> SignalModel:
 def _need_repetition_time(protocol: Protocol) -> None:
     if not protocol.repetition_time:
         raise DataError("protocol: TR", "not given", "Add sequenceParameters.TR to the header.")
+
+
+def draw_tissues(parameters: tuple[Parameter, ...], count: int, off_resonance: float, seed: int) -> dict[str, Tensor]:
+    """Random tissues: positive quantities uniform in their logarithm, the others uniform; T2* not above T2.
+
+    Args:
+        parameters: of the model.
+        count: number of tissues.
+        off_resonance: largest |Δf|, Hz.
+        seed: of the draw.
+
+    Returns:
+        Parameter name to float64 ``[count]``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {}
+    for parameter in parameters:
+        low, high = (-off_resonance, off_resonance) if parameter.name == "off_resonance" else _TISSUE_RANGES[parameter.name]
+        share = torch.rand(count, generator=generator, dtype=torch.float64)
+        drawn[parameter.name] = low * (high / low) ** share if parameter.logarithmic else low + (high - low) * share
+    if {"T2", "T2star"} <= set(drawn):
+        drawn["T2star"] = torch.minimum(drawn["T2star"], drawn["T2"])
+    return drawn

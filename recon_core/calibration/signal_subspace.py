@@ -8,15 +8,13 @@ import functools
 import torch
 from torch import Tensor
 
-from recon_core.signal_models import Parameter, Protocol, signal_model
+from recon_core.signal_models import Protocol, draw_tissues, signal_model
 
 DRAWS = 3000
 RANK = 15
 ENERGY = 0.9999
 OFF_RESONANCE_RANGE = 50.0
 _SEED = 20_510
-# Brain, from white matter to cerebrospinal fluid.
-_RANGES = {"T1": (0.3, 5.0), "T2": (0.03, 2.0), "T2star": (0.008, 0.3), "R2star": (0.0, 200.0), "B": (-1.0, -0.7)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,29 +30,6 @@ class SignalSubspace:
     basis: Tensor
     singular: Tensor
     energy: float
-
-
-def draw_tissues(parameters: tuple[Parameter, ...], count: int, off_resonance: float, seed: int) -> dict[str, Tensor]:
-    """Random tissues: positive quantities uniform in their logarithm, the others uniform; T2* not above T2.
-
-    Args:
-        parameters: of the model.
-        count: number of tissues.
-        off_resonance: largest |Δf|, Hz.
-        seed: of the draw.
-
-    Returns:
-        Parameter name to float64 ``[count]``.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    drawn = {}
-    for parameter in parameters:
-        low, high = (-off_resonance, off_resonance) if parameter.name == "off_resonance" else _RANGES[parameter.name]
-        share = torch.rand(count, generator=generator, dtype=torch.float64)
-        drawn[parameter.name] = low * (high / low) ** share if parameter.logarithmic else low + (high - low) * share
-    if {"T2", "T2star"} <= set(drawn):
-        drawn["T2star"] = torch.minimum(drawn["T2star"], drawn["T2"])
-    return drawn
 
 
 @functools.lru_cache(maxsize=4)

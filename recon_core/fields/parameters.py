@@ -109,7 +109,8 @@ class BasesCnn(nn.Module):
         fine = torch.relu(self.enter(padded))
         coarse = self.attention(torch.relu(self.down(fine)))
         refined = self.leave(torch.relu(self.up(coarse)) + fine)
-        out = channels + refined[(slice(None), slice(None), *(slice(0, n) for n in sizes))]
+        inside = (slice(None), slice(None), *(slice(0, n) for n in sizes))
+        out = channels + refined[inside]
         real, imaginary = out[0].chunk(2)
         return torch.complex(real.contiguous(), imaginary.contiguous())
 

@@ -14,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recon_core.calibration.signal_subspace import draw_tissues
 from recon_core.errors import DataError, SettingError
 from recon_core.options import option
 from recon_core.phantoms.coils import LoopArray
-from recon_core.signal_models import Protocol, SignalModel, signal_model
+from recon_core.signal_models import Protocol, SignalModel, draw_tissues, signal_model
 
 PHANTOM_VERSION = "head 1"
 _NOISE_SAMPLES = 4096
@@ -113,7 +112,7 @@ def paper_protocol(name: str, echoes: int = 12, recoveries: int = 80) -> Protoco
     return Protocol("t2_inversion", echo_times, 30e-3, (math.radians(10),), preparations, recoveries)
 
 
-def complementary_masks(shape: tuple[int, int], contrasts: int, acceleration: float, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+def complementary_masks(shape: tuple[int, ...], contrasts: int, acceleration: float, rng: np.random.Generator) -> list[NDArray[np.int64]]:
     """Random phase-encoding places of every contrast, denser at the centre, complementary over contrasts.
 
     Every place is given a number of visits (at least one where the acceleration allows it), falling with |k|; its visits are spread over

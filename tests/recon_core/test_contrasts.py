@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from recon_core.calibration import calibrate
-from recon_core.calibration.signal_subspace import draw_tissues, signal_subspace
+from recon_core.calibration.signal_subspace import signal_subspace
 from recon_core.errors import DataError
 from recon_core.operators import contrasts as module
 from recon_core.operators.contrasts import ContrastTerm, HybridSamples, exact_cost
 from recon_core.operators.nufft import Nufft
 from recon_core.problem import KSpaceProblem
-from recon_core.signal_models import Protocol, signal_model
+from recon_core.signal_models import Protocol, draw_tissues, signal_model
 
 PROTOCOL = Protocol("spoiled", (2e-3, 7e-3, 15e-3), 40e-3, (math.radians(5), math.radians(25)))
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from recon_core.calibration.signal_subspace import draw_tissues, signal_subspace
+from recon_core.calibration.signal_subspace import signal_subspace
 from recon_core.errors import DataError
 from recon_core.parameter_fit import fit_maps, fit_parameters, object_mask
-from recon_core.signal_models import Protocol, signal_model
+from recon_core.signal_models import Protocol, draw_tissues, signal_model
 
 PROTOCOLS = {
     "spoiled": Protocol("spoiled", (2.15e-3, 8.25e-3, 14.35e-3, 26.5e-3), 46e-3, tuple(math.radians(a) for a in (5, 20, 40))),

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from recon_core.calibration.signal_subspace import draw_tissues, signal_subspace
+from recon_core.calibration.signal_subspace import signal_subspace
 from recon_core.errors import DataError, SettingError
-from recon_core.signal_models import MODELS, ParameterMap, Protocol, signal_model
+from recon_core.signal_models import MODELS, ParameterMap, Protocol, draw_tissues, signal_model
 
 SPOILED = Protocol("spoiled", (2.15e-3, 8.25e-3, 20.45e-3), 46e-3, tuple(math.radians(a) for a in (5, 20, 40)))
 PREPARED = Protocol("t2_inversion", (4.5e-3, 24.6e-3), 30e-3, (math.radians(10),), (25e-3, 50e-3, 90e-3), 17)
