@@ -17,6 +17,7 @@ from gadgets.field_map import with_field_map
 from gadgets.framing import Physiology, framed
 from gadgets.header import Encoding, ScanHeader
 from gadgets.noise import NOISE_ADJUST_LEVEL, arrives_whitened, noise_level
+from gadgets.protocol import contrasts
 from gadgets.readouts import Readout, check_uniform
 from gadgets.settings import ChainSettings
 from recon_core.calibration.whitening import whiten
@@ -104,6 +105,7 @@ def assemble(
     whitening: Tensor | None = None,
     report: Callable[[str], None] | None = None,
     physiology: Physiology | None = None,
+    quantitative: bool = False,
 ) -> Assembled:
     """Make the problem of one slice or volume.
 
@@ -115,6 +117,7 @@ def assemble(
         whitening: complex64 ``[coil, coil]`` from noise readouts; None: whitened before, or the noise level is guessed from outer k-space.
         report: gets one line for everything that was decided without being asked for.
         physiology: heart and breath as the stream told them, for gating.
+        quantitative: the readouts are those of a multi-contrast protocol; a frame is a contrast.
 
     Raises:
         DataError: readouts that differ in shape, no trajectory where one is needed, nothing within the resolution.
@@ -163,7 +166,10 @@ def assemble(
         cartesian=sampling.on_grid,
         field_of_view=tuple(reversed(encoding.recon.field_of_view[:dim])),
     )
-    problem, binning = framed(problem, readouts, encoding, settings, physiology or Physiology())
+    if quantitative:
+        problem, binning = contrasts(problem, readouts, header, settings.signal_model)
+    else:
+        problem, binning = framed(problem, readouts, encoding, settings, physiology or Physiology())
     if binning.phases is not None:
         notes.append(binning.note)
     elif binning.note:

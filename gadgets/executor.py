@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib import util
 from typing import Any, Generic, Protocol, TypeVar
 
+from torch import Tensor
+
 from gadgets.settings import LOCAL, ChainSettings
 from recon_core.errors import MissingPartError, ReconError
 from recon_core.problem import KSpaceProblem
@@ -32,6 +34,7 @@ class Reconstruct(Protocol):
         settings: ReconstructionSettings,
         solver_settings: dict[str, Any],
         progress: Callable[[str], None] | None,
+        times: Tensor | None = None,
     ) -> Reconstruction:
         """Reconstruct one problem."""
         ...
@@ -46,12 +49,14 @@ class Task(Generic[T]):
         name: of the problem, for status lines; empty if the scan has only one.
         tag: comes back with the result.
         coils: virtual coils to keep; None: what the method says.
+        times: moments (numbers of contrasts in a protocol) at which images are wanted; None: the frames'.
     """
 
     problem: KSpaceProblem | tuple[KSpaceProblem, ...]
     name: str
     tag: T
     coils: int | None = None
+    times: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +74,18 @@ class Method:
     solver_settings: dict[str, Any]
 
     def run(
-        self, problem: KSpaceProblem | tuple[KSpaceProblem, ...], progress: Callable[[str], None] | None, coils: int | None = None
+        self,
+        problem: KSpaceProblem | tuple[KSpaceProblem, ...],
+        progress: Callable[[str], None] | None,
+        coils: int | None = None,
+        times: Tensor | None = None,
     ) -> Reconstruction:
-        """Reconstruct one problem, or the slices of one volume, with another number of virtual coils where one is given."""
+        """Reconstruct one problem, or the slices of one volume, with another number of virtual coils or at other times where given."""
         common = self.common if coils is None else dataclasses.replace(self.common, coils=coils)
         if isinstance(problem, tuple):
             return reconstruct_slices(problem, common, self.solver_settings, progress)
-        return self.reconstruct(problem, common, dict(self.solver_settings), progress)
+        wanted = {} if times is None else {"times": times}
+        return self.reconstruct(problem, common, dict(self.solver_settings), progress, **wanted)
 
 
 class SchedulerAwayError(ReconError):
@@ -124,7 +134,7 @@ def execute(
 
 def _locally(tasks: Iterable[Task[T]], method: Method, report: Callable[[str], None]) -> Iterator[tuple[T, Reconstruction]]:
     for task in tasks:
-        yield task.tag, method.run(task.problem, report, task.coils)
+        yield task.tag, method.run(task.problem, report, task.coils, task.times)
 
 
 def _noted(result: Reconstruction, note: str) -> Reconstruction:

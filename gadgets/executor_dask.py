@@ -59,8 +59,8 @@ def work(payload: bytes, version: str, topic: str, attempt: str) -> bytes:
         worker.log_event(topic, {"attempt": attempt, "worker": worker.address, "line": line})
 
     tell("")
-    method, problem, coils = pickle.loads(payload)
-    return pickle.dumps(method.run(problem, tell, coils), protocol=5)
+    method, problem, coils, times = pickle.loads(payload)
+    return pickle.dumps(method.run(problem, tell, coils, times), protocol=5)
 
 
 @dataclasses.dataclass(eq=False)
@@ -199,7 +199,7 @@ class DaskRun(Generic[T]):
         )
 
     def _hand_out(self, client: distributed.Client, task: Task[T]) -> None:
-        running = _Running(task, pickle.dumps((self._method, task.problem, task.coils), protocol=5))
+        running = _Running(task, pickle.dumps((self._method, task.problem, task.coils, task.times), protocol=5))
         self._running.append(running)
         self._submit(client, running)
 

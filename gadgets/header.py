@@ -93,6 +93,8 @@ class ScanHeader:
         repetition_time: TR in seconds, None if not given.
         echo_times: TE in seconds, one a contrast, possibly empty.
         inversion_times: TI in seconds, possibly empty.
+        flip_angles: radians, possibly empty.
+        user_doubles: user parameters that are floating-point numbers, by name.
         noise_bandwidth: relative receiver noise bandwidth, 1 if not given.
         protocol: protocol name, possibly empty.
     """
@@ -103,6 +105,8 @@ class ScanHeader:
     repetition_time: float | None = None
     echo_times: tuple[float, ...] = ()
     inversion_times: tuple[float, ...] = ()
+    flip_angles: tuple[float, ...] = ()
+    user_doubles: Mapping[str, float] = dataclasses.field(default_factory=dict)
     noise_bandwidth: float = 1.0
     protocol: str = ""
 
@@ -144,6 +148,7 @@ def parse(text: str) -> ScanHeader:
         raise DataError("header", "it has no encoding", "Add an <encoding> with encodedSpace, reconSpace and trajectory.")
     system = _child(root, "acquisitionSystemInformation")
     sequence = _child(root, "sequenceParameters")
+    user = _child(root, "userParameters")
     frequency = _optional(_child(root, "experimentalConditions"), "H1resonanceFrequency_Hz", float, "experimentalConditions")
     bandwidth = _optional(system, "relativeReceiverNoiseBandwidth", float, "acquisitionSystemInformation")
     repetition_times = _milliseconds(sequence, "TR")
@@ -156,6 +161,8 @@ def parse(text: str) -> ScanHeader:
         repetition_time=repetition_times[0] if repetition_times and repetition_times[0] > 0 else None,
         echo_times=_milliseconds(sequence, "TE"),
         inversion_times=_milliseconds(sequence, "TI"),
+        flip_angles=tuple(math.radians(a) for a in _listed(sequence, "flipAngle_deg")),
+        user_doubles={} if user is None else dict(_parameters(user, "userParameterDouble", float, "userParameters")),
         noise_bandwidth=bandwidth if bandwidth is not None and bandwidth > 0 else 1.0,
         protocol=(protocol.text or "").strip() if protocol is not None else "",
     )
@@ -227,10 +234,14 @@ def _parameters(node: ET.Element, kind: str, number: type[N], name: str) -> Iter
         yield label, _value(child, "value", number, f"{name}.{label}")
 
 
-def _milliseconds(node: ET.Element | None, kind: str) -> tuple[float, ...]:
+def _listed(node: ET.Element | None, kind: str) -> tuple[float, ...]:
     if node is None:
         return ()
-    return tuple(_number(f"sequenceParameters.{kind}", child.text, float) / 1000 for child in _children(node, kind))
+    return tuple(_number(f"sequenceParameters.{kind}", child.text, float) for child in _children(node, kind))
+
+
+def _milliseconds(node: ET.Element | None, kind: str) -> tuple[float, ...]:
+    return tuple(value / 1000 for value in _listed(node, kind))
 
 
 def _optional(node: ET.Element | None, kind: str, number: type[N], name: str) -> N | None:

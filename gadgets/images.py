@@ -1,10 +1,11 @@
 """A reconstructed series becomes MRD images: pixels, geometry, indices and both Meta dialects.
 
-Meta fields of an image (:data:`META_FIELDS` and :data:`PROVISIONAL_META_FIELDS` list all of them):
+Meta fields of an image (:data:`META_FIELDS` and :data:`PROVISIONAL_META_FIELDS` list those of a dynamic series):
 
 * MRD: ``DataRole``, ``ImageComments``, ``SeriesDescriptionAdditional``, ``ImageProcessingHistory``, ``Keep_image_geometry``,
   ``ImageRowDir``, ``ImageColumnDir``, ``RescaleSlope``, ``RescaleIntercept``, ``WindowCenter``, ``WindowWidth`` (as in DICOM: of rescaled
-  values), ``EchoTime`` and ``InversionTime`` in ms where the header gives them, ``FrameTime_s``.
+  values), ``EchoTime`` and ``InversionTime`` in ms where the header gives them, ``FrameTime_s``; of a protocol ``FlipAngle`` (degrees) and
+  ``T2PreparationTime`` (ms); of parameter maps ``ParameterName`` and ``ParameterUnit``.
 * MRD, of a provisional image also: ``Provisional``, ``LastReadout`` (number of its last readout in the stream, from 0), ``FrameLag_s``
   (from that readout's arrival to the image's making), ``FramesJoined``, ``ModelVersion``, ``ModelAge_s`` and ``HeldOutError``.
 * Gadgetron: ``GADGETRON_DataRole``, ``GADGETRON_ImageComment``, ``GADGETRON_SeqDescription``, ``GADGETRON_ImageProcessingHistory``,
@@ -137,7 +138,7 @@ def emit(
         head = assembled.heads[representative(assembled, frame)]
         series_index, image_index = numbering.next(role, pixels.shape)
         data = _stored(pixels, scale, real)
-        fields = _geometry(head, assembled.field_of_view)
+        fields = geometry(head, assembled.field_of_view)
         image = ismrmrd.Image.from_array(
             data,
             transpose=False,
@@ -186,7 +187,8 @@ def clipped(series: ImageSeries, scale: Scale | None) -> int:
     return 0 if scale is None else int((series.images.abs() / scale.slope > _LARGEST + 0.5).sum())
 
 
-def _geometry(head: ismrmrd.AcquisitionHeader, field_of_view: tuple[float, float, float]) -> dict[str, Any]:
+def geometry(head: ismrmrd.AcquisitionHeader, field_of_view: tuple[float, float, float]) -> dict[str, Any]:
+    """Image header fields that are inherited from a readout."""
     fields: dict[str, Any] = {
         name: getattr(head, name)
         for name in (
@@ -202,7 +204,7 @@ def _geometry(head: ismrmrd.AcquisitionHeader, field_of_view: tuple[float, float
 def _meta(
     head: ismrmrd.AcquisitionHeader, header: ScanHeader, notes: Sequence[str], solver: str, scale: Scale | None, time: float
 ) -> ismrmrd.Meta:
-    meta = _common(notes, solver, "Image")
+    meta = common_meta(notes, solver, "Image")
     meta["Keep_image_geometry"] = 1
     meta["ImageRowDir"] = [f"{value:.8f}" for value in head.read_dir]
     meta["ImageColumnDir"] = [f"{value:.8f}" for value in head.phase_dir]
@@ -227,7 +229,8 @@ def _meta(
     return meta
 
 
-def _common(notes: Sequence[str], description: str, role: str) -> ismrmrd.Meta:
+def common_meta(notes: Sequence[str], description: str, role: str) -> ismrmrd.Meta:
+    """What every image's Meta has, in both dialects."""
     meta = ismrmrd.Meta()
     meta["DataRole"] = meta["GADGETRON_DataRole"] = role
     if notes:
@@ -269,7 +272,7 @@ def course_image(
     """
     head = assembled.heads[representative(assembled, 0)]
     series_index, image_index = numbering.next(description, values.shape)
-    fields = _geometry(head, (float(values.shape[1]), float(values.shape[0]), 1.0))
+    fields = geometry(head, (float(values.shape[1]), float(values.shape[0]), 1.0))
     image = ismrmrd.Image.from_array(
         np.ascontiguousarray(values, dtype=np.float32),
         transpose=False,
@@ -278,7 +281,7 @@ def course_image(
         image_index=image_index,
         **fields,
     )
-    image.meta = _common([note], description, "Image")
+    image.meta = common_meta([note], description, "Image")
     image.meta["Keep_image_geometry"] = 0
     image.meta["FrameTimes_s"] = [f"{time:.9g}" for time in times]
     return image

@@ -15,6 +15,7 @@ import yaml
 
 from recon_core.errors import SettingError
 from recon_core.options import build, option, unknown_name
+from recon_core.signal_models import MODELS
 
 SOLVER_PREFIX = "solver."
 """Properties of this prefix are settings of the solver."""
@@ -23,6 +24,8 @@ ONLINE_PREFIX = "online."
 
 ENGINES = ("auto", "finufft", "cufinufft", "torchkbnufft", "nudft")
 IMAGE_TYPES = ("magnitude", "float", "complex")
+WEIGHTED = ("all", "ends", "none")
+MAP_TYPES = ("both", "float32", "uint16")
 FRAMINGS = ("count", "order", "counters", "gated")
 GATINGS = ("ecg", "pulse", "stamps", "self")
 VOLUMES = ("joint", "slices")
@@ -87,6 +90,20 @@ class ChainSettings:
         "magnitude",
         "What leaves the chain: magnitude (uint16, value = pixel · `RescaleSlope`), float (magnitude, float32) or complex (complex64).",
         choices=IMAGE_TYPES,
+    )
+    signal_model: str = option(
+        "auto",
+        "Signal model of a multi-contrast protocol; auto: t2_inversion where the header lists T2 preparations, spoiled where it lists "
+        "several flip angles, else decay.",
+        choices=("auto", *MODELS),
+    )
+    weighted_images: str = option(
+        "all",
+        "Weighted images of a protocol that are sent: all, the first and last excitation after every preparation, none.",
+        choices=WEIGHTED,
+    )
+    map_type: str = option(
+        "both", "Parameter maps: uint16 (value = pixel · `RescaleSlope` + `RescaleIntercept`), float32, or both.", choices=MAP_TYPES
     )
     send_latents: bool = option(True, "Send what the manifold learned (principal components of the latents) as a second image series.")
     discard_readouts: int = option(0, "Imaging readouts left out at the start of the scan (approach to steady state).", low=0)
@@ -220,8 +237,8 @@ def _solver_settings(solver: str, values: Mapping[str, Any], sources: Mapping[st
     """Settings of a solver, converted and checked against its declaration."""
     import recon_core.solvers.registry as registry
 
-    if solver not in registry.names():
-        raise unknown_name(f"{sources.get('solver', '')}solver", solver, registry.names())
+    if solver not in registry.all_names():
+        raise unknown_name(f"{sources.get('solver', '')}solver", solver, registry.all_names())
     return _declared(registry.settings_class(solver), values, SOLVER_PREFIX, sources, f"solver {solver!r}")
 
 

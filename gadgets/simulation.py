@@ -157,7 +157,7 @@ def _space(space: Space) -> str:
     return f"<matrixSize>{matrix}</matrixSize><fieldOfView_mm>{view}</fieldOfView_mm>"
 
 
-def _ticks(seconds: float) -> int:
+def ticks(seconds: float) -> int:
     """Time stamp of a moment, counted from the first imaging readout."""
     return math.floor((_START + seconds) / TICK + 1e-6)
 
@@ -182,7 +182,7 @@ def _noise(scan: SimulatedScan, about: Protocol, where: Slice) -> list[ismrmrd.A
         acquisition = _acquisition(scan, about, where, blocks[:, number], None)
         acquisition.setFlag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
         before = (blocks.shape[1] - number) * about.repetition_time * 1e-3
-        acquisition.acquisition_time_stamp = _ticks(-0.5 - before)
+        acquisition.acquisition_time_stamp = ticks(-0.5 - before)
         made.append(acquisition)
     return made
 
@@ -197,7 +197,7 @@ def _imaging(scan: SimulatedScan, about: Protocol, where: Slice) -> list[ismrmrd
         points = None if about.trajectory == "cartesian" else traj[number]
         acquisition = _acquisition(scan, about, where, scan.samples[:, number], points)
         acquisition.center_sample = about.centre_sample
-        acquisition.acquisition_time_stamp = _ticks(float(scan.times[number]))
+        acquisition.acquisition_time_stamp = ticks(float(scan.times[number]))
         if since_beat is not None:
             acquisition.physiology_time_stamp[0] = int(since_beat[number] / TICK)
         acquisition.idx.kspace_encode_step_1 = int(about.step1[number])
@@ -241,7 +241,7 @@ def waveforms(scan: SimulatedScan) -> list[ismrmrd.Waveform]:
                 ismrmrd.Waveform.from_array(
                     block,
                     waveform_id=identity,
-                    time_stamp=_ticks(start * TICK),
+                    time_stamp=ticks(start * TICK),
                     sample_time_us=1e6 * TICK,
                     measurement_uid=1,
                     scan_counter=len(made),

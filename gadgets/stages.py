@@ -19,7 +19,9 @@ from typing import TypeAlias
 
 import ismrmrd
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gadgets import flags
 from gadgets.assemble import Assembled, assemble
@@ -34,13 +36,16 @@ from gadgets.metrics import NO_METRICS, Metrics
 from gadgets.noise import NoiseReadouts
 from gadgets.online.provisional import OnlineScan
 from gadgets.online.provisional import numbering as numbering_for
+from gadgets.quantitative import chosen_contrasts, map_images, weighted_images
 from gadgets.readouts import Readout, admit
 from gadgets.settings import ChainSettings
 from gadgets.stack import Stack, assemble_stack
 from gadgets.waveforms import Waveforms
-from recon_core.errors import DataError
+from recon_core.errors import DataError, SettingError
 from recon_core.problem import ImageSeries
 from recon_core.reconstruct import ReconstructionSettings, reconstruct
+from recon_core.signal_models import Protocol as Contrasts
+from recon_core.solvers.registry import solver_class
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +126,7 @@ def admitted(
         yield admit(acquisition, number, header, channels)
 
 
-def buffer(readouts: Iterable[Readout], header: ScanHeader, tick: float, report: Report) -> Iterator[Group]:
+def buffer(readouts: Iterable[Readout], header: ScanHeader, tick: float, report: Report, whole_protocol: bool = False) -> Iterator[Group]:
     """Wait for the end of the stream, then hand on slice by slice (and contrast, set, encoding space).
 
     Args:
@@ -129,13 +134,15 @@ def buffer(readouts: Iterable[Readout], header: ScanHeader, tick: float, report:
         header: the scan's header.
         tick: seconds a tick of the time stamps.
         report: gets user-facing lines.
+        whole_protocol: contrasts, sets and encoding spaces of a slice stay together.
     """
     groups: dict[tuple[int, int, int, int], list[Readout]] = {}
     places: dict[tuple[int, int, int, int], list[int]] = {}
     stamps: list[int] = []
     for readout in readouts:
-        groups.setdefault(readout.key, []).append(readout)
-        places.setdefault(readout.key, []).append(len(stamps))
+        key = (0, readout.head.idx.slice, 0, 0) if whole_protocol else readout.key
+        groups.setdefault(key, []).append(readout)
+        places.setdefault(key, []).append(len(stamps))
         stamps.append(readout.head.acquisition_time_stamp)
     if not groups:
         return
@@ -166,7 +173,7 @@ def assembled(
             made: Assembled = assemble_stack(group.readouts, group.times, header, settings, whitening, report)
         else:
             physiology = Physiology(waveforms or Waveforms(), group.origin, group.is_clock)
-            made = assemble(group.readouts, group.times, header, settings, whitening, report, physiology)
+            made = assemble(group.readouts, group.times, header, settings, whitening, report, physiology, quantitative(settings))
         problem = made.problem
         report(
             f"{_name(first.head, group.total)}{problem.n_readouts} readouts, {problem.n_coils} channels, {problem.n_frames} frames of "
@@ -191,21 +198,33 @@ def reconstructed(
     common = ReconstructionSettings(
         **{f.name: getattr(settings, f.name) for f in dataclasses.fields(ReconstructionSettings)}  # same names in both records
     )
-    # All that a compression before this one has left is used.
     tasks = (
         Task(
             made.slices if isinstance(made, Stack) else made.problem,
             _name(made.heads[0], group.total),
             (group, made),
+            # All that a compression before this one has left is used.
             coils=made.problem.n_coils if made.compressed else None,
+            # All images of a long protocol may not fit into memory: only those are asked for that leave.
+            times=None if made.problem.protocol is None else _contrast_times(made.problem.protocol, settings.weighted_images),
         )
         for group, made in problems
     )
     for (group, made), result in execute(tasks, Method(method, common, dict(settings.solver_settings)), settings, report):
         seconds = result.report.get("seconds", {}).get("total")
         took = "" if seconds is None else f" in {seconds:.1f} s"
-        report(f"{settings.solver}: {made.problem.n_frames} frames reconstructed{took}")
+        frames = "frames" if made.problem.protocol is None else "contrasts"
+        report(f"{settings.solver}: {made.problem.n_frames} {frames} reconstructed{took}")
         yield group, made, result.series
+
+
+def quantitative(settings: ChainSettings) -> bool:
+    """Whether the chain's solver takes a multi-contrast protocol."""
+    return solver_class(settings.solver).quantitative
+
+
+def _contrast_times(protocol: Contrasts, weighted: str) -> Tensor:
+    return torch.tensor(chosen_contrasts(protocol, weighted), dtype=torch.float64)
 
 
 def run(
@@ -227,9 +246,9 @@ def run(
         metrics: where to count what happens while the scan runs.
 
     Yields:
-        Images slice by slice as soon as one is done, then that slice's latents (series 2), curves, profiles and respiratory signal. With
-        ``mode=both`` provisional images come first, while the scan runs (series 1; images are series 2 then, latents 3); with
-        ``mode=online`` nothing else comes.
+        Images slice by slice as soon as one is done, then that slice's latents (series 2) or parameter maps, curves, profiles and
+        respiratory signal. With ``mode=both`` provisional images come first, while the scan runs (series 1; images are series 2 then,
+        latents 3); with ``mode=online`` nothing else comes.
 
     Raises:
         DataError: header or readouts cannot be used; an empty scan.
@@ -244,12 +263,14 @@ def run(
     imaging: Iterable[Readout] = _told_at_end(admissible, tally, settings, tell)
     numbering = numbering_for(settings.mode)
     if settings.mode != "retrospective":
+        if quantitative(settings):
+            raise SettingError("mode", f"{settings.mode}, with solver={settings.solver} of protocols", "Set mode=retrospective.")
         online = OnlineScan(header, settings, noise, numbering, tell, keep=settings.mode == "both", metrics=metrics)
         yield from online.images(imaging)
         if settings.mode == "online":
             return
         imaging = online.readouts
-    groups = buffer(imaging, header, settings.time_tick_ms / 1000, tell)
+    groups = buffer(imaging, header, settings.time_tick_ms / 1000, tell, quantitative(settings))
     problems = assembled(groups, header, settings, noise, tell, tally.waveforms)
     scale: Scale | None = None
     for group, made, series in reconstructed(problems, settings, tell, reconstruct if method is None else method):
@@ -258,7 +279,13 @@ def run(
             too_bright = clipped(series, scale)
             if too_bright:
                 tell(f"{too_bright} pixels exceed the scale of the image series and are clipped")
-        yield from emit(series, made, header, numbering, scale, settings.solver, real=settings.image_type != "complex")
+        real = settings.image_type != "complex"
+        if made.problem.protocol is None:
+            yield from emit(series, made, header, numbering, scale, settings.solver, real=real)
+        else:
+            if settings.weighted_images != "none":
+                yield from weighted_images(series, made, header, numbering, scale, settings.solver, real=real)
+            yield from map_images(series, made, numbering, settings.solver, settings.map_type)
         latents = latent_image(series, made, numbering, settings.solver) if settings.send_latents else None
         if latents is not None:
             yield latents

@@ -141,3 +141,31 @@ def score(images: ArrayLike, truth: ArrayLike, moving: ArrayLike) -> dict[str, A
         "frames": len(reference),
         "form": "complex" if np.iscomplexobj(recon) else "magnitude",
     }
+
+
+def map_error(values: ArrayLike, truth: ArrayLike, region: ArrayLike, cap: float | None = None, free_scale: bool = False) -> float:
+    """NRMSE of a parameter map inside a region.
+
+    Args:
+        values: ``[(z,) y, x]``.
+        truth: same shape and unit.
+        region: bool, same shape.
+        cap: both are cut there first (long relaxation times of fluid; LoREIN).
+        free_scale: fit one scale first (proton density).
+
+    Raises:
+        DataError: the region is empty, the truth is zero there, or a value is not finite.
+    """
+    inside = np.asarray(region, dtype=bool)
+    found, reference = (np.asarray(v, dtype=np.float64)[inside] for v in (values, truth))
+    energy = float(np.linalg.norm(reference))
+    if energy == 0:
+        raise DataError("truth", f"zero in the region of {int(inside.sum())} voxels", "Score a map inside an object.")
+    if not np.isfinite(found).all():
+        raise DataError("map", "NaN or Inf", "Repair the reconstruction.")
+    if free_scale:
+        own = float(found @ found)
+        found = found * (float(found @ reference) / own if own else 0.0)
+    if cap is not None:
+        found, reference = np.minimum(found, cap), np.minimum(reference, cap)
+    return float(np.linalg.norm(found - reference)) / float(np.linalg.norm(reference))

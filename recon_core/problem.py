@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recon_core.errors import DataError
+from recon_core.signal_models import ParameterMap, Protocol
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +33,7 @@ class KSpaceProblem:
         field_of_view: mm, ``((z,) y, x)``.
         sample_times: float64 ``[sample]``, seconds from a readout's passage through k = 0; None: off-resonance is not known of.
         field_map: float32 ``[(z,) y, x]``, off-resonance in Hz, or ``[frame, (z,) y, x]``; None: on resonance.
+        protocol: of a multi-contrast scan: a frame is then a contrast, and ``frame_times`` are contrast numbers. None: a dynamic scan.
     """
 
     samples: Tensor
@@ -47,6 +49,7 @@ class KSpaceProblem:
     field_of_view: tuple[float, ...] | None = None
     sample_times: Tensor | None = None
     field_map: Tensor | None = None
+    protocol: Protocol | None = None
 
     def __post_init__(self) -> None:
         """Check shapes, types and finiteness.
@@ -76,6 +79,8 @@ class KSpaceProblem:
             _expect("mask", self.mask, (n_readouts, n_samples), torch.bool)
         if self.sensitivities is not None:
             _expect("sensitivities", self.sensitivities, (self.samples.shape[0], *self.shape), torch.complex64)
+        if self.protocol is not None and self.protocol.contrasts != len(self.frames):
+            raise DataError("frames", f"{len(self.frames)} of a protocol with {self.protocol.contrasts} contrasts", "Give one a contrast.")
         if self.sample_times is not None:
             _expect("sample_times", self.sample_times, (n_samples,), torch.float64)
         if self.field_map is not None:
@@ -165,12 +170,14 @@ class ImageSeries:
         times: float64 ``[frame]``, seconds.
         latents: float32 ``[frame, dimension]`` or None; the manifold coordinates a method learned.
         notes: what a reader of the images must know (replaced engine, chosen λ, …), one short sentence each.
+        maps: tissue parameters, where the method gives them.
     """
 
     images: Tensor
     times: Tensor
     latents: Tensor | None = None
     notes: Sequence[str] = ()
+    maps: tuple[ParameterMap, ...] = ()
 
     def __post_init__(self) -> None:
         """Check shapes and finiteness.

@@ -25,6 +25,8 @@ from recon_core.solvers.registry import solver_class
 
 log = logging.getLogger(__name__)
 
+_FRAMES_AT_ONCE = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructionSettings:
@@ -94,11 +96,13 @@ class HeldOut:
     def error(self, solver: Solver[Any]) -> float:
         """Error of the solver's images at the moments of the held-out readouts; 1.0 is the noise floor."""
         total, weight = 0.0, 0.0
-        images = solver.images(self.times[[frame for frame, *_ in self.groups]]).images
-        for image, (_, nufft, samples, weights) in zip(images, self.groups, strict=True):
-            residual = nufft.forward(self.maps * image) - samples
-            total += float((weights * residual.abs().square()).sum(dtype=torch.float64))
-            weight += float(weights.sum(dtype=torch.float64)) * samples.shape[0]
+        for start in range(0, len(self.groups), _FRAMES_AT_ONCE):
+            groups = self.groups[start : start + _FRAMES_AT_ONCE]
+            images = solver.images(self.times[[frame for frame, *_ in groups]]).images
+            for image, (_, nufft, samples, weights) in zip(images, groups, strict=True):
+                residual = nufft.forward(self.maps * image) - samples
+                total += float((weights * residual.abs().square()).sum(dtype=torch.float64))
+                weight += float(weights.sum(dtype=torch.float64)) * samples.shape[0]
         return total / weight
 
 
@@ -229,6 +233,7 @@ def reconstruct(
     settings: ReconstructionSettings,
     solver_settings: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
+    times: Tensor | None = None,
 ) -> Reconstruction:
     """Reconstruct a whitened, uncalibrated problem.
 
@@ -239,6 +244,7 @@ def reconstruct(
         settings: solver, coils, device, engine, seed, held-out share.
         solver_settings: the solver's own settings by name.
         progress: is told short lines.
+        times: float64 ``[time]``, seconds (numbers of contrasts in a protocol): moments at which images are wanted; None: the frames'.
 
     Raises:
         SettingError: a setting is unknown or out of range.
@@ -264,7 +270,8 @@ def reconstruct(
     solver.limit = limit
     solver.start(calibrated)
     run(solver, progress)
-    series = solver.images()
+    series = solver.images(times)
+    maps = solver.maps()
     finished = time.perf_counter()
     report = {
         "solver": cls.name,
@@ -287,5 +294,6 @@ def reconstruct(
         images=series.images.cpu(),
         latents=None if series.latents is None else series.latents.cpu(),
         notes=(*notes, *series.notes),
+        maps=tuple(dataclasses.replace(m, values=m.values.cpu()) for m in maps),
     )
     return Reconstruction(cpu, report)

@@ -54,8 +54,9 @@ def reconstruct_slices(
     engine = resolve_engine(settings.engine, device)
     cls = solver_class(settings.solver)
     chosen: Any = build(cls.Settings, dict(solver_settings or {}), prefix="solver.")
-    if 2 not in cls.dims:
-        raise DataError("solver", f"{cls.name} handles {cls.dims} dimensions, a slice has 2", "Choose another solver, or set volume=joint.")
+    if not slices:
+        raise DataError("slices", "none", "Give at least one.")
+    cls.suits(slices[0])
     brightest = max(range(len(slices)), key=lambda n: float(slices[n].samples.abs().square().sum(dtype=torch.float64)))
     notes = [f"{cls.name} on {device.type}, {engine}, slice by slice"]
     choice = choose(cls, chosen, slices[brightest].to(device), settings, engine, progress)

@@ -139,8 +139,8 @@ def solver_table(name: str) -> str:
     from gadgets.settings import SOLVER_PREFIX
     from recon_core.options import unknown_name
 
-    if name not in registry.names():
-        raise unknown_name("solver", name, registry.names())
+    if name not in registry.all_names():
+        raise unknown_name("solver", name, registry.all_names())
     declared = registry.settings_class(name)
     return _markdown(_rows(declared, list(dataclasses.fields(declared)), SOLVER_PREFIX))
 

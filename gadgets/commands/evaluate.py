@@ -12,7 +12,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "evaluate",
         help="score images against a simulated truth",
         description="Score a reconstructed series against the truth in a simulated scan. One phase a pixel and one scale are free; "
-        "images stored as magnitudes are scored as magnitudes.",
+        "images stored as magnitudes are scored as magnitudes. Of a simulated protocol the parameter maps are scored.",
     )
     parser.add_argument("images", metavar="OUT.h5", help="the images")
     parser.add_argument("scan", metavar="SCAN.h5", help="the simulated scan")
@@ -24,7 +24,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Score and print; 0 when done."""
     from gadgets.evaluation import evaluate
+    from gadgets.map_simulation import evaluate_maps, has_map_truth
 
+    if has_map_truth(args.scan):
+        errors = evaluate_maps(args.images, args.scan, args.group)
+        if args.json:
+            print(json.dumps(errors, indent=2))
+            return 0
+        for name, value in errors.items():
+            print(f"{name:16s}{value:.2f} Hz" if name.endswith("_hz") else f"{name:16s}NRMSE {value:.4f}")
+        return 0
     scores = evaluate(args.images, args.scan, args.group)
     if args.json:
         print(json.dumps(scores, indent=2))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from recon_core.phantoms.settings import CardiacSettings, DceSettings, SpeechSettings
+from recon_core.phantoms.settings import CardiacSettings, DceSettings, RelaxometrySettings, SpeechSettings
 
 PHANTOMS = {
     "cardiac": (
@@ -25,8 +25,17 @@ PHANTOMS = {
         "contrast agent passing through the liver under free breathing, on a golden-angle stack of stars",
         "The truth's group also holds regions (aorta, portal_vein, liver, cortex, spleen) and their true curves.",
     ),
+    "mpqmri": (
+        "a multi-contrast protocol of a head for quantitative maps, on Cartesian lines",
+        "set1: 5 flip angles × echoes (T1, T2*); set2: 4 T2 preparations × recoveries × 4 echoes (T1, T2, T2*).",
+    ),
 }
-SETTINGS: dict[str, type] = {"cardiac": CardiacSettings, "speech": SpeechSettings, "dce": DceSettings}
+SETTINGS: dict[str, type] = {
+    "cardiac": CardiacSettings,
+    "speech": SpeechSettings,
+    "dce": DceSettings,
+    "mpqmri": RelaxometrySettings,
+}
 _SHORT = {"field_of_view": "fov", "repetition_time": "tr"}
 
 
@@ -35,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "simulate",
         help="make a scan with a known truth",
-        description="Simulate a scan and store it as an ISMRMRD file, noise readouts first, the truth in the group 'truth'.",
+        description="Simulate a scan and store it as an ISMRMRD file, noise readouts first, its truth in a group of its own.",
     )
     phantoms = parser.add_subparsers(dest="phantom", metavar="PHANTOM", required=True)
     for name, (what, note) in PHANTOMS.items():
@@ -63,7 +72,10 @@ def _add_options(parser: argparse.ArgumentParser, settings: type) -> None:
         pair = isinstance(value, tuple)
         default = "auto" if value is None else " ".join(str(v) for v in value[::-1]) if pair else value
         unit = f", {told['unit']}" if told["unit"] else ""
-        words = f"{told['doc'].rstrip('.').replace('(ny, nx)', 'X [Y]').replace('(y, x)', 'X [Y]')}{unit} (default: {default})"
+        doc = told["doc"].rstrip(".")
+        for arrays, arguments in (("(ny, nx)", "X [Y]"), ("(y, x)", "X [Y]"), ("(z, y, x)", "X Y Z")):
+            doc = doc.replace(arrays, arguments)
+        words = f"{doc}{unit} (default: {default})"
         extra: dict[str, Any] = {"choices": told["choices"]} if told["choices"] else {"metavar": "VALUE"}
         if pair:
             extra = {"nargs": "+", "metavar": "N"}
@@ -83,9 +95,11 @@ def run(args: argparse.Namespace) -> int:
     from recon_core.options import build
 
     kind = SETTINGS[args.phantom]
-    pairs = {field.name for field in dataclasses.fields(kind) if isinstance(field.default, tuple)}
-    given = {name: _axes(flag, value) if name in pairs else value for name, (flag, value) in args.given.items()}
+    axes = {field.name: len(field.default) for field in dataclasses.fields(kind) if isinstance(field.default, tuple)}
+    given = {name: _axes(flag, value, axes[name]) if name in axes else value for name, (flag, value) in args.given.items()}
     settings: Any = build(kind, given)
+    if args.phantom == "mpqmri":
+        return _quantitative(args.out, settings, args.oblique)
     begin = time.perf_counter()
     with _progress() as progress:
         scan = importlib.import_module(f"recon_core.phantoms.{args.phantom}").simulate(settings, progress)
@@ -105,13 +119,35 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _axes(name: str, values: list[Any]) -> tuple[Any, Any]:
-    """One number or X Y from the command line, as (y, x)."""
+def _quantitative(path: str, settings: Any, oblique: bool) -> int:
+    from gadgets.map_simulation import store
+    from gadgets.protocol import describe
+    from gadgets.simulation import Slice
+    from recon_core.phantoms.relaxometry import simulate
+
+    begin = time.perf_counter()
+    scan = simulate(settings)
+    store(path, scan, Slice.oblique() if oblique else None)
+    nz, ny, nx = settings.matrix
+    lines = len(scan.contrast)
+    print(
+        f"{path}: {describe(scan.protocol)}; {scan.protocol.contrasts} contrasts of {nx}×{ny}×{nz} voxels, {settings.coils} coils, "
+        f"{lines} lines (R = {ny * nz * scan.protocol.contrasts / lines:.1f}), simulated in {time.perf_counter() - begin:.1f} s"
+    )
+    return 0
+
+
+def _axes(name: str, values: list[Any], count: int) -> tuple[Any, ...]:
+    """One number or one an axis from the command line, X first, as ((z,) y, x).
+
+    Raises:
+        SettingError: another number of them.
+    """
     from recon_core.errors import SettingError
 
-    if len(values) > 2:
-        raise SettingError(name, f"{len(values)} numbers", "Give one, or X and Y.")
-    return values[-1], values[0]
+    if len(values) not in (1, count):
+        raise SettingError(name, f"{len(values)} numbers", f"Give one, or {' and '.join('XYZ'[:count])}.")
+    return tuple(reversed(values)) if len(values) == count else tuple(values) * count
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from recon_core.errors import SettingError
 from recon_core.options import option
 
 
@@ -80,3 +81,29 @@ class DceSettings:
     def measured(self) -> range:
         """Encoded partitions that are measured."""
         return range(self.encoded - math.ceil(self.partial * self.encoded - 1e-9), self.encoded)
+
+
+@dataclasses.dataclass(frozen=True)
+class RelaxometrySettings:
+    """What to simulate of :mod:`recon_core.phantoms.relaxometry`."""
+
+    protocol: str = option("set1", "set1: flip angles × echoes; set2: T2 preparations × recoveries × echoes", choices=("set1", "set2"))
+    echoes: int = option(6, "echoes of set1: 12 every 3.05 ms (paper), 6 every 6.10 ms, …", low=3, high=12)
+    recoveries: int = option(80, "excitations after each preparation of set2 (paper: 80)", low=2, high=400)
+    matrix: tuple[int, ...] = option((8, 64, 64), "pixels (z, y, x)", low=4)
+    field_of_view: tuple[float, ...] = option((64.0, 220.0, 220.0), "mm (z, y, x)", low=10.0)
+    coils: int = option(8, "receive coils", low=1, high=64)
+    acceleration: float = option(12.0, "R: phase-encoding places times contrasts over lines measured", low=1.0)
+    snr: float = option(40.0, "mean signal in the brightest contrast over noise of one fully sampled image", low=0.1)
+    detail: int = option(2, "object pixels per image pixel in every direction", low=1, high=4)
+    seed: int = option(0, "of anatomy details, masks and noise", low=0, high=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        """Check the axes.
+
+        Raises:
+            SettingError: not three of them.
+        """
+        for name in ("matrix", "field_of_view"):
+            if len(getattr(self, name)) != 3:
+                raise SettingError(name, f"{len(getattr(self, name))} numbers", "Give three: z, y, x.")

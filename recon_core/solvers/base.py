@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recon_core.errors import DataError, SettingError
 from recon_core.problem import ImageSeries, KSpaceProblem
+from recon_core.signal_models import ParameterMap
 
 S = TypeVar("S")
 
@@ -28,6 +29,7 @@ class Solver(abc.ABC, Generic[S]):
         Settings: frozen dataclass of the method's own settings, declared with :func:`recon_core.options.option`.
         dims: spatial dimensions the method handles.
         selection_matrix: share of the matrix size at which settings are chosen; dynamics live at low k, and a choice costs several fits.
+        quantitative: the frames are the contrasts of a protocol, and the method gives parameter maps.
         check_every: steps between two looks at the held-out error when the stopping step is being chosen; 0: the method runs to its end.
         off_resonance: whether the method models a field map.
         fitted: attributes that :meth:`state_dict` saves; none: a fit cannot be saved.
@@ -37,6 +39,7 @@ class Solver(abc.ABC, Generic[S]):
     Settings: ClassVar[type]
     dims: ClassVar[tuple[int, ...]] = (2, 3)
     selection_matrix: ClassVar[float] = 1.0
+    quantitative: ClassVar[bool] = False
     check_every: ClassVar[int] = 0
     fitted: ClassVar[tuple[str, ...]] = ()
     off_resonance: ClassVar[bool] = True
@@ -58,6 +61,9 @@ class Solver(abc.ABC, Generic[S]):
         """
         if problem.dim not in cls.dims:
             raise DataError("solver", f"{cls.name} handles {cls.dims} dimensions, the scan has {problem.dim}", "Choose another solver.")
+        if cls.quantitative != (problem.protocol is not None):
+            needs = "a multi-contrast protocol" if cls.quantitative else "a dynamic scan"
+            raise DataError("solver", f"{cls.name} is for {needs}", "Choose another solver or chain.")
         if problem.field_map is not None and not cls.off_resonance:
             raise DataError("field map", f"not modelled by {cls.name}", "Choose another solver, or leave field_map out.")
 
@@ -90,6 +96,10 @@ class Solver(abc.ABC, Generic[S]):
     @abc.abstractmethod
     def images(self, times: Tensor | None = None) -> ImageSeries:
         """The series as it stands, at the frames' times or at any others (float64 ``[time]``, seconds)."""
+
+    def maps(self) -> tuple[ParameterMap, ...]:
+        """Tissue parameters, where the method gives them."""
+        return ()
 
     @classmethod
     def candidates(cls, settings: Any, problem: KSpaceProblem) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Solvers by name. A new method is one file here and one line in ``_MODULES``."""
+"""Solvers by name. A new method is one file here and one line in ``_MODULES`` or ``_QUANTITATIVE``."""
 
 from __future__ import annotations
 
@@ -30,10 +30,27 @@ _MODULES = {
     "kp_inr": "recon_core.solvers.kp_inr",
 }
 
+_QUANTITATIVE = {
+    "parameter_fit": "recon_core.solvers.parameter_fit",
+    "lrt": "recon_core.solvers.lrt",
+    "summit": "recon_core.solvers.summit",
+    "lorein": "recon_core.solvers.lorein",
+}
+
 
 def names() -> list[str]:
-    """Every solver, in alphabetical order."""
+    """Every solver of dynamic scans, in alphabetical order."""
     return sorted(_MODULES)
+
+
+def quantitative_names() -> list[str]:
+    """Every solver of multi-contrast protocols, in alphabetical order."""
+    return sorted(_QUANTITATIVE)
+
+
+def all_names() -> list[str]:
+    """Every solver, in alphabetical order."""
+    return sorted({**_MODULES, **_QUANTITATIVE})
 
 
 def solver_class(name: str) -> type[Solver[Any]]:
@@ -42,9 +59,10 @@ def solver_class(name: str) -> type[Solver[Any]]:
     Raises:
         SettingError: no solver of that name.
     """
-    if name not in _MODULES:
-        raise unknown_name("solver", name, _MODULES)
-    module = importlib.import_module(_MODULES[name])
+    modules = {**_MODULES, **_QUANTITATIVE}
+    if name not in modules:
+        raise unknown_name("solver", name, modules)
+    module = importlib.import_module(modules[name])
     found: type[Solver[Any]] = module.SOLVER
     return found
 

@@ -13,6 +13,12 @@ from recon_core.errors import SettingError
 
 PROJECT = Path(__file__).resolve().parents[2]
 CARDIAC = (PROJECT / "pipelines" / "cardiac.xml").read_text(encoding="utf-8")
+SOLVERS = {
+    "cardiac": "subspace_inr",
+    "dce": "grasp_pro",
+    "mpqmri": "lrt",
+    "speech": "grasp_pro",
+}
 EXECUTE = '<execute name="gadgets.node" target="run" type="python"/>'
 GADGET = "<gadget><name>Noise</name><dll>gadgetron_mricore</dll><classname>NoiseAdjustGadget</classname></gadget>"
 
@@ -28,15 +34,15 @@ def line_of(text: str, words: str) -> int:
 
 
 def test_packaged_chains_are_found_by_name_and_hold_valid_properties():
-    assert {"cardiac.xml", "cine.xml", "dce.xml", "speech.xml"} <= set(chain.known())
-    assert {"cardiac_connect.xml", "cine_connect.xml", "dce_connect.xml", "speech_connect.xml"} <= set(chain.known())
+    names = {name for application in SOLVERS for name in (f"{application}.xml", f"{application}_connect.xml")}
+    assert names <= set(chain.known())
     for name in chain.known():
         entry = chain.load(name)
         assert entry == chain.load(name.removesuffix(".xml")) == chain.load_known(name)
         assert entry.application == name.removesuffix(".xml").removesuffix("_connect")
         assert entry.settings() == chain_settings(entry.properties)
-    assert chain.load("cardiac").settings().solver == "subspace_inr"
-    assert chain.load("dce").settings().solver == chain.load("speech").settings().solver == "grasp_pro"
+    for application, solver in SOLVERS.items():
+        assert chain.load(application).settings().solver == solver
 
 
 @pytest.mark.parametrize("name", ["cardiac", "cine"])

@@ -1,0 +1,16 @@
+"""SUMMIT in the sense of LoREIN's paper: the parameter block alone (Lao et al.), with weighted nuclear norms and learned coil maps."""
+
+from __future__ import annotations
+
+from recon_core.solvers.lorein import Lorein, LoreinSettings
+
+
+class Summit(Lorein):
+    """Parameter fields fitted to k-space through the signal model; no low-rank block guides them."""
+
+    name = "summit"
+    Settings = LoreinSettings
+    low_rank = False
+
+
+SOLVER = Summit

@@ -1,0 +1,202 @@
+"""What the solvers of multi-contrast protocols have in common, and what each promises."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recon_core.calibration import calibrate
+from recon_core.calibration.signal_subspace import signal_subspace
+from recon_core.errors import DataError
+from recon_core.metrics import map_error
+from recon_core.operators.contrasts import HybridSamples, exact_cost
+from recon_core.options import build
+from recon_core.phantoms.relaxometry import CAPS, RelaxometryScan, RelaxometrySettings, simulate
+from recon_core.problem import KSpaceProblem
+from recon_core.reconstruct import ReconstructionSettings, reconstruct
+from recon_core.solvers import registry
+from recon_core.solvers.base import Solver
+from recon_core.solvers.lorein import Lorein
+
+SMALL = {"levels": 5, "log2_table": 10, "channels": 8, "coil_start": "espirit"}
+QUICK: dict[str, dict[str, Any]] = {
+    "parameter_fit": {},
+    "lrt": {"steps": 12, "strength": 0.05},
+    "summit": {"steps": 6, **SMALL},
+    "lorein": {"steps": 6, "pretraining": 4, **SMALL},
+}
+EVERY = registry.quantitative_names()
+
+
+def problem_of(scan: RelaxometryScan) -> KSpaceProblem:
+    """The whitened problem as the chain makes it."""
+    from recon_core.calibration.whitening import whiten, whitening_matrix
+
+    nz, ny, nx = scan.settings.matrix
+    samples = whiten(torch.from_numpy(scan.samples), whitening_matrix(torch.from_numpy(scan.noise)))
+    k = torch.zeros(samples.shape[1], nx, 3)
+    k[..., 0] = torch.arange(nx) - nx // 2
+    k[..., 1] = torch.from_numpy(scan.place[:, 1] - ny // 2)[:, None]
+    k[..., 2] = torch.from_numpy(scan.place[:, 0] - nz // 2)[:, None]
+    contrast = torch.from_numpy(scan.contrast)
+    count = scan.protocol.contrasts
+    frames = tuple(torch.nonzero(contrast == t)[:, 0] for t in range(count))
+    times = torch.arange(count, dtype=torch.float64)
+    readout_times = torch.arange(len(contrast), dtype=torch.float64) * 0.01
+    return KSpaceProblem(samples, k, frames, readout_times, times, (nz, ny, nx), cartesian=True, protocol=scan.protocol)
+
+
+@pytest.fixture(scope="module")
+def scan() -> RelaxometryScan:
+    size = {"matrix": (4, 20, 16), "field_of_view": (40.0, 220.0, 200.0), "coils": 4, "echoes": 4}
+    return simulate(RelaxometrySettings(acceleration=4.0, snr=60.0, **size))
+
+
+@pytest.fixture(scope="module")
+def calibrated(scan) -> KSpaceProblem:
+    return calibrate(problem_of(scan), 4)[0]
+
+
+def made(name: str, seed: int = 0, **changes: Any) -> Solver[Any]:
+    cls = registry.solver_class(name)
+    return cls(build(cls.Settings, {**QUICK[name], **changes}), seed=seed)
+
+
+def finished(name: str, problem: KSpaceProblem, seed: int = 0, **changes: Any) -> Solver[Any]:
+    solver = made(name, seed, **changes)
+    solver.start(problem)
+    while not solver.done:
+        solver.update()
+    return solver
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_images_and_maps(name, calibrated):
+    solver = finished(name, calibrated)
+    assert solver.step == solver.total_steps
+    everything = solver.images()
+    assert everything.images.shape == (20, 4, 20, 16)
+    some = solver.images(torch.tensor([3.0, 17.0], dtype=torch.float64))
+    torch.testing.assert_close(some.images, everything.images[[3, 17]])
+    maps = {m.name: m for m in solver.maps()}
+    assert set(maps) == {"T1", "T2star", "off_resonance", "PD", "phase"}
+    assert bool((maps["T1"].values >= 0).all())
+    again = finished(name, calibrated)
+    torch.testing.assert_close(again.images().images, everything.images, rtol=0, atol=0)
+    with pytest.raises(DataError, match="contrast numbers"):
+        solver.images(torch.tensor([2.5], dtype=torch.float64))
+    with pytest.raises(DataError, match="protocol"):
+        made(name).start(calibrated.replace(protocol=None))
+    assert registry.solver_class(name).name == name
+    assert name not in registry.names()
+
+
+def test_total_variation_beats_zero_filling(scan, calibrated):
+    errors = {}
+    for name, changes in (("parameter_fit", {}), ("lrt", {"steps": 40})):
+        maps = {m.name: m.values.numpy() for m in finished(name, calibrated, **changes).maps()}
+        errors[name] = [map_error(maps[n], scan.truth[n], scan.brain, CAPS[n]) for n in ("T1", "T2star")]
+    assert np.array(errors["lrt"]).max() < 0.35
+    assert (np.array(errors["lrt"]) < 0.8 * np.array(errors["parameter_fit"])).all()
+
+
+def test_held_out_readouts_choose_the_strength(scan):
+    settings = ReconstructionSettings(solver="lrt", coils=4, device="cpu", holdout=0.1)
+    result = reconstruct(problem_of(scan), settings, {"steps": 10}, times=torch.tensor([0.0, 5.0], dtype=torch.float64))
+    assert len(result.report["tried"]) == 3
+    assert result.series.images.shape[0] == 2
+    assert {m.name for m in result.series.maps} >= {"T1", "T2star", "PD"}
+    with pytest.raises(DataError, match="for a dynamic scan"):
+        reconstruct(problem_of(scan), ReconstructionSettings(solver="gridding", device="cpu"))
+    with pytest.raises(DataError, match="for a multi-contrast protocol"):
+        reconstruct(problem_of(scan).replace(protocol=None), ReconstructionSettings(solver="lrt", device="cpu"))
+
+
+@pytest.mark.parametrize("name", ["summit", "lorein"])
+def test_fields_fit_the_data_better_and_better(name, calibrated):
+    solver = made(name, steps=16, table_learning_rate=2e-2, learning_rate=5e-3, parameter_start="constant")
+    solver.start(calibrated)
+    costs = []
+    while not solver.done:
+        solver.update()
+        costs.append(dict(solver.parts))
+    first = next(c for c in costs if "dc2" in c)
+    assert costs[-1]["dc2"] < 0.85 * first["dc2"]
+    assert np.isfinite([list(c.values())[-1] for c in costs]).all()
+    assert {"wnnm", "prior", "dc2"} <= set(costs[-1])
+    if name == "lorein":
+        assert costs[-1]["dc1"] < 0.9 * costs[0]["dc1"]
+        assert set(costs[0]) == {"dc1"}
+    maps = solver.coils().detach()
+    torch.testing.assert_close(maps.abs().square().sum(0), torch.ones(maps.shape[1:]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("phase", ["linear", "echo"])
+def test_both_forms_of_the_parameter_blocks_data_term(phase, calibrated):
+    """On the K×K form the data term misses only what lies outside span Φ, and its gradient points the same way."""
+    costs, gradients = {}, {}
+    for dc2 in ("subspace", "exact"):
+        solver = made("summit", dc2=dc2, phase=phase, wnnm=0.0)
+        solver.start(calibrated)
+        parts: dict[str, float] = {}
+        maps = solver.coils()
+        loss = solver._parameter_terms(None, maps, parts)
+        inside, outside = solver.parameters.projected(solver.basis)
+        prior = outside / (inside.detach().abs().square().sum() + 1e-12)
+        weights = [p for n, p in solver.parameters.named_parameters() if "encoding" not in n]
+        found = torch.autograd.grad(loss - prior, weights, allow_unused=True)
+        costs[dc2] = parts["dc2"]
+        gradients[dc2] = torch.cat([g.flatten() for g in found if g is not None])
+    assert costs["subspace"] == pytest.approx(costs["exact"], rel=0.02)
+    cosine = torch.nn.functional.cosine_similarity(gradients["subspace"], gradients["exact"], dim=0)
+    assert float(cosine) > 0.98
+    ratio = torch.linalg.vector_norm(gradients["subspace"]) / torch.linalg.vector_norm(gradients["exact"])
+    assert float(ratio) == pytest.approx(1, abs=0.1)
+
+
+def test_exact_equals_subspace_where_the_basis_is_complete(calibrated):
+    solver = made("summit", rank=20)
+    solver.start(calibrated)
+    assert solver.basis.shape == (20, 20)
+    with torch.no_grad():
+        inside, outside = solver.parameters.projected(solver.basis)
+        exact = exact_cost(HybridSamples.of(calibrated), solver.parameters.series(), solver.coils(), torch.arange(20))
+        assert float(solver.term.cost(inside, solver.coils())) == pytest.approx(float(exact), rel=1e-4)
+        assert float(outside) < 1e-4 * float(inside.abs().square().sum())
+
+
+def test_one_phase_an_echo(calibrated):
+    maps = {m.name for m in finished("lorein", calibrated, phase="echo").maps()}
+    assert maps == {"T1", "T2star", "PD", "phase"}
+
+
+def test_pretraining_hands_on_its_fit(calibrated):
+    solver = made("lorein", pretraining=12, steps=1, learning_rate=5e-3)
+    assert isinstance(solver, Lorein)
+    solver.start(calibrated)
+    while not solver.done:
+        solver.update()
+    fitted = {m.name: m.values for m in super(Lorein, solver).maps()}
+    found = {m.name: m.values for m in solver.maps()}
+    inside = (fitted["T1"] > 0) & (found["T1"] > 0)
+    ratio = (found["T1"][inside] / fitted["T1"][inside]).log()
+    assert float(ratio.abs().median()) < 0.4
+
+
+def test_simulation_needs_three_axes():
+    with pytest.raises(Exception, match="Give three"):
+        RelaxometrySettings(matrix=(8, 8))
+    basis = signal_subspace(simulate_protocol(), 3).basis
+    assert basis.shape == (20, 3)
+
+
+def simulate_protocol():
+    from recon_core.phantoms.relaxometry import paper_protocol
+
+    protocol = paper_protocol("set1", 4)
+    assert math.isclose(protocol.echo_times[-1], 29.6e-3)
+    return protocol
