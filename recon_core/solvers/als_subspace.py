@@ -44,6 +44,8 @@ class AlsSubspace(SubspaceSolver[AlsSubspaceSettings]):
     name = "als_subspace"
     Settings = AlsSubspaceSettings
     check_every = 1
+    frames: Sequence[FrameSamples]
+    spectra: Tensor
 
     @classmethod
     def candidates(cls, settings: AlsSubspaceSettings, problem: KSpaceProblem) -> list[Any]:

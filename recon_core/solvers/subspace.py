@@ -57,6 +57,9 @@ class SubspaceSolver(Solver[T]):
     temporal: Tensor
     singular: Tensor
     bases: Tensor
+    normal: SubspaceNormal
+    target: Tensor
+    lipschitz: float
 
     @property
     def total_steps(self) -> int:
