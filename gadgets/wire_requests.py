@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import ismrmrd
 
 from gadgets.chain import node_properties
-from gadgets.grammar import WORKER_LIBRARY
+from gadgets.grammar import WORKER_LIBRARY, properties_of
 from gadgets.stream import ConfigFile, ConfigScript, DependencyStatus, Query, Response
 from gadgets.xmltree import Node, fault, parse_xml
 from recon_core.errors import SettingError
@@ -170,7 +170,7 @@ def _worker_chain(text: str, application: Application) -> tuple[HostedChain, dic
         if chosen is not None:
             raise fault(WORKER, child.line, f"a second gadget {class_name!r}", cure)
         try:
-            chosen = application.load(class_name), _gadget_properties(child)
+            chosen = application.load(class_name), properties_of(child, WORKER, {})
         except SettingError as error:
             raise SettingError(f"{WORKER}, line {child.line}: gadget {class_name!r}", error.problem, error.cure) from error
     if chosen is None:
@@ -181,18 +181,6 @@ def _worker_chain(text: str, application: Application) -> tuple[HostedChain, dic
 def _child_text(node: Node, tag: str) -> str:
     child = node.first(tag)
     return "" if child is None else child.text
-
-
-def _gadget_properties(gadget: Node) -> dict[str, str]:
-    properties: dict[str, str] = {}
-    for node in gadget.all("property"):
-        name = node.attributes.get("name") or _child_text(node, "name")
-        value = node.attributes.get("value")
-        if not name or name in properties:
-            problem = f"property {name!r} is given twice" if name else "<property> has no name"
-            raise fault(WORKER, node.line, problem, 'Write each once: <property name="…" value="…"/>.')
-        properties[name] = _child_text(node, "value") if value is None else value
-    return properties
 
 
 def dependency_status() -> DependencyStatus:

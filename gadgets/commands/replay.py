@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_COMPRESSION = (("-P", "--precision", "0"), ("-T", "--tolerance", "0"), ("-Z", "--ZFP", "0"))
+"""Options of the stock client for compressed readouts, which is not done here: its "none" is understood, anything else refused."""
+_NONE = {"0", "0.0", "false", "no", "off"}
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command; short options mean what they mean in the stock client."""
@@ -42,6 +46,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("-l", "--loops", type=int, default=1, metavar="N", help="send the scan N times (default: %(default)s)")
     parser.add_argument("-q", "--query", action="store_true", help="dependency query: send the chain without a scan, print the answer")
     parser.add_argument("-Q", "--info", metavar="QUESTION", help="put a question to the server (gadgetron::info), print the answer")
+    parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="log details, and tracebacks of errors")
+    parser.add_argument("-F", "--outformat", default="h5", metavar="FORMAT", help="format of the images: h5, and no other")
+    for short, long, default in _COMPRESSION:
+        parser.add_argument(short, long, default=default, help=argparse.SUPPRESS)
     parser.add_argument("-s", "--set", action="append", default=[], metavar="NAME=VALUE", help="override a chain property; can be repeated")
     parser.add_argument(
         "--realtime",
@@ -62,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from recon_core.errors import SettingError
 
     overrides = parse_assignments(args.set)
+    _refuse_other_forms(args)
     if args.realtime is not None and not 0 < args.realtime < float("inf"):
         raise SettingError("--realtime", f"{args.realtime}", "Give a factor above 0.")
     if args.timeout < 1 or args.loops < 1:
@@ -79,6 +88,22 @@ def run(args: argparse.Namespace) -> int:
             if _once(args, host, port, config, tick_ms):
                 return 1
     return 0
+
+
+def _refuse_other_forms(args: argparse.Namespace) -> None:
+    """Refuse what the stock client would do and this one does not.
+
+    Raises:
+        SettingError: Analyze images, or compressed readouts, asked for.
+    """
+    from recon_core.errors import SettingError
+
+    if args.outformat != "h5":
+        raise SettingError("-F", f"{args.outformat!r}: images are stored as HDF5 only", "Leave it out, or give h5.")
+    for short, long, _ in _COMPRESSION:
+        value = getattr(args, long.removeprefix("--"))
+        if value.lower() not in _NONE:
+            raise SettingError(short, f"{value!r}: readouts are sent uncompressed only", "Leave it out.")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from gadgets import chain, settings, wire_requests
-from gadgets.cli import main
+from gadgets.cli import build_parser, main
 from gadgets.commands import replay
 from gadgets.scanfile import image_groups, read_images, read_scan, write_scan
 from gadgets.server import Server
@@ -82,6 +82,45 @@ def test_short_and_long_options_of_the_stock_client(port: int, scan: str, tmp_pa
     assert run(*long, "--outfile", "b.h5", "--timeout", "5000", "--loops", "1") == 0
     assert len(image_groups("b.h5")) == 1
     assert image_groups("b.h5")[0].startswith("20")
+
+
+# Of gadgetron_ismrmrd_client 4.7: letter, name, default; None where it has none or where ours differs by design.
+STOCK = [
+    *(("q", "query", False), ("v", "verbose", None), ("Q", "info", None), ("p", "port", "9002"), ("a", "address", "localhost")),
+    *(("f", "filename", None), ("o", "outfile", "out.h5"), ("g", "in-group", "/dataset"), ("G", "out-group", None)),
+    *(("c", "config", None), ("C", "config-local", None), ("l", "loops", "1"), ("t", "timeout", "10000"), ("F", "outformat", "h5")),
+    *(("P", "precision", "0"), ("T", "tolerance", "0"), ("Z", "ZFP", "0")),
+]
+
+
+def test_every_option_of_the_stock_client_is_there_under_both_names_with_its_default():
+    commands = next(action for action in build_parser()._actions if action.dest == "command").choices
+    options = {name: action for action in commands["replay"]._actions for name in action.option_strings}
+    for letter, name, default in STOCK:
+        assert options[f"-{letter}"] is options[f"--{name}"]
+        if default is not None:
+            assert str(options[f"-{letter}"].default) == str(default), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-F", "hdr"], "-F: 'hdr': images are stored as HDF5 only"),
+        (["-P", "16"], "-P: '16': readouts are sent uncompressed only"),
+        (["-T", "0.1"], "-T: '0.1': readouts"),
+        (["--ZFP", "true"], "-Z: 'true': readouts"),
+    ],
+)
+def test_what_only_the_stock_client_does_is_refused(port: int, scan: str, tmp_path: Path, capsys, arguments, words):
+    assert run(scan, "-p", port, "-o", str(tmp_path / "o.h5"), *arguments) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "o.h5").exists()
+
+
+def test_what_the_stock_client_means_by_nothing_is_understood(port: int, scan: str, tmp_path: Path):
+    plain = ["-F", "h5", "-P", "0", "-T", "0.0", "-Z", "false", "-v"]
+    assert run(scan, "-p", port, "-o", str(tmp_path / "o.h5"), "-G", "x", *plain) == 0
+    assert len(read_images(tmp_path / "o.h5", "x")[1]) == 3
 
 
 def test_overrides_reach_the_server(
