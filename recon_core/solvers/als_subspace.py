@@ -45,6 +45,8 @@ class AlsSubspace(SubspaceSolver[AlsSubspaceSettings]):
     off_resonance = False
     Settings = AlsSubspaceSettings
     check_every = 1
+    frames: Sequence[FrameSamples]
+    spectra: Tensor
 
     @classmethod
     def candidates(cls, settings: AlsSubspaceSettings, problem: KSpaceProblem) -> list[Any]:

@@ -65,6 +65,9 @@ class SubspaceSolver(Solver[T]):
     temporal: Tensor
     singular: Tensor
     bases: Tensor
+    normal: SubspaceNormal
+    target: Tensor
+    lipschitz: float
 
     @property
     def total_steps(self) -> int:

@@ -65,7 +65,7 @@ def test_load_takes_a_path_and_load_known_does_not(tmp_path: Path):
 
 
 def test_unknown_chain_is_told_with_the_known_ones():
-    with pytest.raises(SettingError, match=r"cardiac\.xml, cardiac_connect\.xml, cine\.xml") as caught:
+    with pytest.raises(SettingError, match=r"cardiac\.xml, cardiac_connect\.xml, cardiac_distributed\.xml, cine\.xml") as caught:
         chain.load("cardac.xml")
     assert "'cardiac.xml'" in caught.value.cure
 

@@ -136,10 +136,10 @@ def test_overrides_reach_the_server(
 
 def test_entries_of_a_settings_file_travel_with_the_chain(tmp_path: Path):
     file = tmp_path / "mine.yaml"
-    file.write_text("readouts_per_frame: 1\nsend_latents: false\ntime_tick_ms: 1\nsolver_settings: {latent: 4}\n")
+    file.write_text("readouts_per_frame: 1\nsend_latents: false\ntime_tick_ms: 1\nsolver_settings: {rank: 4}\n")
     config, tick_ms = replay.configuration("cardiac", None, {"settings": str(file), "seed": "3"})
     sent = chain.parse(config.text).settings()
-    assert (sent.send_latents, sent.solver_settings, sent.seed, sent.readouts_per_frame) == (False, {"latent": 4}, 3, 2)
+    assert (sent.send_latents, sent.solver_settings, sent.seed, sent.readouts_per_frame) == (False, {"rank": 4}, 3, 2)
     assert (sent.settings, tick_ms) == ("", 1.0)
 
 

@@ -97,7 +97,7 @@ def test_an_empty_text_is_a_parameter_not_set():
         ({"imageType": "phase"}, "image_type: unknown value 'phase'"),
         ({"readoutsPerFrames": "4"}, "Did you mean 'readouts_per_frame'?"),
         ({"solverLatents": "4"}, "unknown name 'solverLatents'"),
-        ({"solverStrength": "4"}, "These are the settings of solver 'inmr'"),
+        ({"solverLatent": "4"}, "These are the settings of solver 'subspace_inr'"),
         ({"settings": "/etc/passwd"}, "a console cannot choose files of the server"),
         ({"coils": "4", "matrix": 64, "readoutsPerFrame": 2, "readouts_per_frame": 4}, "sets 'readouts_per_frame', which is given twice"),
     ],
