@@ -20,8 +20,14 @@ from gadgets.settings import SOLVER_PREFIX, ChainSettings, as_text, option_field
 from recon_core.errors import DataError, SettingError
 from recon_core.options import field_types
 
-NOT_SHOWN = ("solver", "settings")
-"""Properties that a console is not shown: the solver decides which others there are, and a settings file lies on the server."""
+SERVERS_OWN = {
+    "settings": "files of the server",
+    "field_map": "files of the server",
+    "executor": "machines of the server's network",
+}
+"""Properties that a console may not set, and what it would choose with them."""
+NOT_SHOWN = ("solver", *SERVERS_OWN)
+"""Properties that a console is not shown: the solver decides which others there are."""
 
 _CHAIN_KEYS = ("config", "customconfig")
 _STEP = 0.1
@@ -147,8 +153,8 @@ def read(text: str) -> tuple[str | None, dict[str, str]]:
             name = words if name is None or key == "customconfig" else name
             continue
         property_name = _property(key)
-        if property_name == "settings":
-            raise SettingError(f"parameters.{key}", "a console cannot choose files of the server", "Leave it out.")
+        if property_name in SERVERS_OWN:
+            raise SettingError(f"parameters.{key}", f"a console cannot choose {SERVERS_OWN[property_name]}", "Leave it out.")
         if property_name in found:
             raise SettingError(f"parameters.{key}", f"sets {property_name!r}, which is given twice", "Send one of the two.")
         found[property_name] = words

@@ -46,7 +46,7 @@ class AlsSubspace(SubspaceSolver[AlsSubspaceSettings]):
     Settings = AlsSubspaceSettings
     check_every = 1
     frames: Sequence[FrameSamples]
-    spectra: Tensor
+    spectra: Tensor | None
 
     @classmethod
     def candidates(cls, settings: AlsSubspaceSettings, problem: KSpaceProblem) -> list[Any]:

@@ -65,7 +65,7 @@ class SubspaceSolver(Solver[T]):
     temporal: Tensor
     singular: Tensor
     bases: Tensor
-    normal: SubspaceNormal
+    normal: SubspaceNormal | SegmentedSubspaceNormal
     target: Tensor
     lipschitz: float
 
@@ -110,7 +110,6 @@ class SubspaceSolver(Solver[T]):
 
     def _set_up(self, frames: Sequence[FrameSamples], spectra: Tensor | None, sensitivities: Tensor) -> None:
         """Gram operator and right-hand side of V as it stands; ``spectra`` of the frames on resonance, None off it."""
-        self.normal: SubspaceNormal | SegmentedSubspaceNormal
         if spectra is None:
             self.normal = subspace_normal(frames, sensitivities, self.temporal, self.segments, self.engine)
         else:

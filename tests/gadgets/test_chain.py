@@ -15,6 +15,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 CARDIAC = (PROJECT / "pipelines" / "cardiac.xml").read_text(encoding="utf-8")
 SOLVERS = {
     "cardiac": "subspace_inr",
+    "cine": "low_rank_sparse",
     "dce": "grasp_pro",
     "mpqmri": "lrt",
     "speech": "grasp_pro",
@@ -39,10 +40,10 @@ def test_packaged_chains_are_found_by_name_and_hold_valid_properties():
     for name in chain.known():
         entry = chain.load(name)
         assert entry == chain.load(name.removesuffix(".xml")) == chain.load_known(name)
-        assert entry.application == name.removesuffix(".xml").removesuffix("_connect")
+        assert entry.application in SOLVERS
         assert entry.settings() == chain_settings(entry.properties)
     for application, solver in SOLVERS.items():
-        assert chain.load(application).settings().solver == solver
+        assert chain.load(application).settings().solver == chain.load(f"{application}_connect").settings().solver == solver
 
 
 @pytest.mark.parametrize("name", ["cardiac", "cine"])

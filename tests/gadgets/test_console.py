@@ -99,6 +99,8 @@ def test_an_empty_text_is_a_parameter_not_set():
         ({"solverLatents": "4"}, "unknown name 'solverLatents'"),
         ({"solverLatent": "4"}, "These are the settings of solver 'subspace_inr'"),
         ({"settings": "/etc/passwd"}, "a console cannot choose files of the server"),
+        ({"fieldMap": "/etc/passwd"}, "a console cannot choose files of the server"),
+        ({"executor": "tcp://elsewhere:8786"}, "a console cannot choose machines of the server's network"),
         ({"coils": "4", "matrix": 64, "readoutsPerFrame": 2, "readouts_per_frame": 4}, "sets 'readouts_per_frame', which is given twice"),
     ],
 )
