@@ -92,22 +92,31 @@ class Fista:
 
     Args:
         start: first iterate.
+
+    Attributes:
+        x: the iterate.
+        ahead: where the next step sets out: ``x + pull · (x − the one before)``.
     """
 
     def __init__(self, start: Tensor) -> None:
         self.x = start
         self.ahead = start
         self.momentum = 1.0
+        self.pull = 0.0
 
     def accept(self, new: Tensor) -> None:
         """Take the proximal point found from :attr:`ahead` and extrapolate; restart where the momentum points uphill."""
         following = (1 + math.sqrt(1 + 4 * self.momentum**2)) / 2
         uphill = float(((self.ahead - new).conj() * (new - self.x)).real.sum()) > 0
         if uphill:
-            self.ahead, self.momentum = new, 1.0
-        else:
-            self.ahead, self.momentum = new + (self.momentum - 1) / following * (new - self.x), following
-        self.x = new
+            self.restart(new)
+            return
+        self.pull = (self.momentum - 1) / following
+        self.ahead, self.momentum, self.x = new + self.pull * (new - self.x), following, new
+
+    def restart(self, x: Tensor) -> None:
+        """Go on from ``x`` without momentum."""
+        self.x, self.ahead, self.momentum, self.pull = x, x, 1.0, 0.0
 
 
 def largest_eigenvalue(operator: object, start: Tensor, iterations: int = 12) -> float:

@@ -153,6 +153,33 @@ def test_recovers_the_motion(fitted: SubspaceInr, scan: tuple[KSpaceProblem, tor
     assert dynamic < 0.5
 
 
+def test_steps_that_are_too_long_are_shortened(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
+    """An eigenvalue far too low at the start must not make the fit diverge."""
+    solver = SubspaceInr(dataclasses.replace(SMALL, field=0.0))
+    solver.start(scan[0])
+    solver.bound *= 0.2
+    begun = solver.bound
+    while not solver.done:
+        solver.update()
+    assert solver.bound > 2 * begun
+    static, dynamic = errors(solver.images().images, scan[1])
+    assert static < 0.1
+    assert dynamic < 0.5
+
+
+def test_curvature_is_that_of_the_gram_operator(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
+    solver = SubspaceInr(dataclasses.replace(SMALL, field=0.0))
+    solver.start(scan[0])
+    for _ in range(7):
+        solver.update()
+    torch.testing.assert_close(solver.normal(solver.fista.x), _image_of_iterate(solver), rtol=1e-3, atol=1e-4)
+
+
+def _image_of_iterate(solver: SubspaceInr) -> torch.Tensor:
+    solver._curvature(solver.normal(solver.fista.ahead))
+    return solver.image_of_x
+
+
 def test_share_of_the_field(fitted: SubspaceInr) -> None:
     """Images are the two parts in their shares; the field is close to the frames it was fitted to."""
     assert fitted.field is not None
