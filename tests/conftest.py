@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -16,6 +17,10 @@ from gadgets.openmp import sleep_while_waiting
 
 sleep_while_waiting()
 import torch  # noqa: E402 - after the policy, which holds for what is loaded later
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 PROJECT = Path(__file__).resolve().parent.parent
 
