@@ -15,12 +15,14 @@ import yaml
 
 from recon_core.errors import SettingError
 from recon_core.options import build, option, unknown_name
-from recon_core.signal_models import MODELS
 
 SOLVER_PREFIX = "solver."
 """Properties of this prefix are settings of the solver."""
 ONLINE_PREFIX = "online."
 """Properties of this prefix are settings of the provisional model (:class:`recon_core.online.model.OnlineSettings`)."""
+
+SIGNAL_MODELS = ("spoiled", "t2_inversion", "decay")
+"""Names of :data:`recon_core.signal_models.MODELS`, which brings torch: a node that refuses a scan does without."""
 
 ENGINES = ("auto", "finufft", "cufinufft", "torchkbnufft", "nudft")
 IMAGE_TYPES = ("magnitude", "float", "complex")
@@ -95,7 +97,7 @@ class ChainSettings:
         "auto",
         "Signal model of a multi-contrast protocol; auto: t2_inversion where the header lists T2 preparations, spoiled where it lists "
         "several flip angles, else decay.",
-        choices=("auto", *MODELS),
+        choices=("auto", *SIGNAL_MODELS),
     )
     weighted_images: str = option(
         "all",

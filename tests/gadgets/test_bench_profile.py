@@ -77,12 +77,12 @@ def test_a_moment_counts_for_its_outermost_stage(monkeypatch: pytest.MonkeyPatch
     wall = time.perf_counter() - began
     stages = out["stages"]
     assert isinstance(stages, dict)
-    assert stages["selection"]["basis"] >= 0.14
+    assert stages["selection"]["basis"] >= 0.1
     assert stages["selection"]["Gram"] == 0
-    assert stages["fit"]["Gram"] >= 0.19
-    assert stages["fit"]["rest"] >= 0.05
-    assert sum(sum(phase.values()) for phase in stages.values()) == pytest.approx(wall, rel=0.1)
-    assert out["step_seconds"] == pytest.approx(sum(stages["fit"].values()), rel=0.1, abs=0.02)
+    assert stages["fit"]["Gram"] >= 0.13
+    assert stages["fit"]["rest"] >= 0.03
+    assert sum(sum(phase.values()) for phase in stages.values()) == pytest.approx(wall, rel=0.3)
+    assert out["step_seconds"] == pytest.approx(sum(stages["fit"].values()), rel=0.3, abs=0.1)
 
 
 def test_least_work_by_hand() -> None:

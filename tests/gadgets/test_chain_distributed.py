@@ -71,11 +71,11 @@ def test_our_gadget_belongs_into_a_distributed_stream():
 def test_overrides_reach_the_gadget(tmp_path):
     path = tmp_path / "slices.xml"
     path.write_text(TEXT, encoding="utf-8")
-    config, _ = configuration("", str(path), {"coils": "3", "solver.latent": "2"})
+    config, _ = configuration("", str(path), {"coils": "3", "solver.rank": "2"})
     made = chain.parse(config.text, "sent", host=False)
     assert made.form == "distributed"
     assert (made.settings().coils, made.settings().solver_settings) == (3, {"latent": 2})
-    assert made.properties == {**chain.load("cardiac_distributed").properties, "coils": "3", "solver.latent": "2"}
+    assert made.properties == {**chain.load("cardiac_distributed").properties, "coils": "3", "solver.rank": "2"}
 
 
 def test_a_node_by_the_name_of_the_entry_is_ours():

@@ -33,7 +33,7 @@ def test_ids_are_letters_and_digits_and_lead_back():
     assert len(set(ids)) == len(names)
     assert all(re.fullmatch(r"[A-Za-z0-9]+", one) for one in ids)
     for name, one in zip(names, ids, strict=True):
-        if name != "settings":
+        if name not in console.SERVERS_OWN:
             assert console.read(sent({one: "1"})) == (None, {name: "1"})
             assert console.read(sent({name: "1"})) == (None, {name: "1"})
 
@@ -41,7 +41,7 @@ def test_ids_are_letters_and_digits_and_lead_back():
 @pytest.mark.parametrize("solver", registry.names())
 def test_all_properties_are_shown_but_what_decides_on_others_or_names_files(solver):
     declared = {f"solver.{field.name}" for field in dataclasses.fields(registry.settings_class(solver))}
-    assert set(shown(ChainSettings(solver=solver))) == (set(option_fields()) - {"solver", "settings"}) | declared
+    assert set(shown(ChainSettings(solver=solver))) == (set(option_fields()) - {"solver", *console.SERVERS_OWN}) | declared
 
 
 def test_kinds_limits_labels():

@@ -230,3 +230,10 @@ def test_settings_of_the_provisional_model(tmp_path):
     for bad, words in (({"online.rnk": "1"}, "'rank'"), ({"online.rank": "0"}, "below 1"), ({"mode": "live"}, "'live'")):
         with pytest.raises(SettingError, match=words):
             chain_settings(bad)
+
+
+def test_signal_models_are_those_of_the_solvers():
+    from gadgets.settings import SIGNAL_MODELS
+    from recon_core.signal_models import MODELS
+
+    assert tuple(MODELS) == SIGNAL_MODELS

@@ -21,7 +21,9 @@ def scan(shape: tuple[int, ...]) -> tuple[list[FrameSamples], Tensor, Tensor]:
     """Frames of unequal size (one empty), two coils and three bases, all random."""
     size = torch.tensor(shape[::-1], dtype=torch.float32)
     frames = [
-        FrameSamples((torch.rand(n, len(shape)) - 0.5) * size, torch.randn(2, n, dtype=torch.complex64), torch.rand(n) + 0.1)
+        FrameSamples(
+            (torch.rand(n, len(shape)) - 0.5) * size, torch.randn(2, n, dtype=torch.complex64), torch.rand(n) + 0.1, torch.arange(n)
+        )
         for n in COUNTS
     ]
     return frames, torch.randn(2, *shape, dtype=torch.complex64), torch.randn(RANK, *shape, dtype=torch.complex64)
@@ -74,7 +76,7 @@ def test_system_and_solution_are_those_of_the_dense_problem(shape: tuple[int, ..
 def test_cartesian_samples_by_the_exact_transform() -> None:
     shape = (6, 9)
     frames, sensitivities, bases = scan(shape)
-    frames = [FrameSamples(f.points.round(), f.samples, f.weights) for f in frames]
+    frames = [FrameSamples(f.points.round(), f.samples, f.weights, f.places) for f in frames]
     system = temporal_system(frames, sensitivities, bases, NufftOptions(cartesian=True))
     rows, side = exact_rows(frames[1], sensitivities, bases)
     torch.testing.assert_close(system.normal[1], rows.T @ rows, rtol=1e-4, atol=1e-4)
