@@ -74,7 +74,7 @@ def test_overrides_reach_the_gadget(tmp_path):
     config, _ = configuration("", str(path), {"coils": "3", "solver.rank": "2"})
     made = chain.parse(config.text, "sent", host=False)
     assert made.form == "distributed"
-    assert (made.settings().coils, made.settings().solver_settings) == (3, {"latent": 2})
+    assert (made.settings().coils, made.settings().solver_settings) == (3, {"rank": 2})
     assert made.properties == {**chain.load("cardiac_distributed").properties, "coils": "3", "solver.rank": "2"}
 
 
