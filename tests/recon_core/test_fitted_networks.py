@@ -88,7 +88,7 @@ def heart() -> tuple[CardiacScan, KSpaceProblem]:
     return scan, problem
 
 
-NOT_SHOWN = pytest.mark.xfail(strict=False, reason="NIK was not seen to beat the time average yet (docs/methods/nik.md)")
+NOT_SHOWN = pytest.mark.xfail(strict=True, reason="NIK was not seen to beat the time average yet (docs/methods/nik.md)")
 
 
 @pytest.mark.slow
