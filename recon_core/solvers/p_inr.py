@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import ClassVar, Generic, TypeVar
 
@@ -93,9 +94,9 @@ class KSpaceFit(Solver[S], Generic[S]):
         each = max(1, self.total_steps // 60)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimiser, each, gamma=settings.decay)
 
+    @abc.abstractmethod
     def _make(self) -> nn.Module:
         """The network, its weights seeded."""
-        raise NotImplementedError
 
     def _envelope(self) -> Tensor:
         """Mean magnitude of the samples about every point ``[y, x]``, coils and frames together: k-space falls by orders of magnitude."""
@@ -135,9 +136,9 @@ class KSpaceFit(Solver[S], Generic[S]):
         """Loss of the last step."""
         return self.cost
 
+    @abc.abstractmethod
     def _predict(self) -> Tensor:
         """The network's k-space ``[frame, coil, y, x]``, divided by the envelope."""
-        raise NotImplementedError
 
     def _completed(self) -> Tensor:
         """Predicted k-space in the samples' units, measured samples put back."""
