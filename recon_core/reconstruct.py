@@ -172,9 +172,14 @@ def _select(
             if best is None or errors[step] < best.error:
                 best = _Choice(candidate, step if cls.check_every else None, errors[step], solver)
 
-    fit(candidates)
+    among = candidates
+    known: list[Any] = []
+    while among:
+        fit(among)
+        known += among
+        assert best is not None
+        among = cls.refinements(best.settings, asked, known)
     assert best is not None
-    fit(cls.refinements(best.settings, asked))
     return best, tried
 
 
@@ -221,7 +226,7 @@ def choose(
         progress: is told short lines.
     """
     candidates = cls.candidates(asked, problem)
-    if settings.holdout == 0 or not (len(candidates) > 1 or cls.check_every > 0 or cls.refinements(candidates[0], asked)):
+    if settings.holdout == 0 or not (len(candidates) > 1 or cls.check_every > 0 or cls.refinements(candidates[0], asked, candidates)):
         return Chosen(candidates[len(candidates) // 2])
     choice, tried = _select(cls, asked, candidates, problem, settings, engine, progress)
     told = _differences(choice.settings, [t["settings"] for t in tried]) + (f", {choice.limit} steps" if choice.limit else "")

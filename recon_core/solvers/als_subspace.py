@@ -56,11 +56,11 @@ class AlsSubspace(SubspaceSolver[AlsSubspaceSettings]):
         return [dataclasses.replace(settings, strength=value) for value in STRENGTHS]
 
     @classmethod
-    def refinements(cls, settings: AlsSubspaceSettings, asked: AlsSubspaceSettings) -> list[Any]:
+    def refinements(cls, settings: AlsSubspaceSettings, asked: AlsSubspaceSettings, tried: Sequence[Any]) -> list[Any]:
         """The other weights of V's smoothness unless one is set."""
-        if asked.smoothness is not None:
-            return []
-        return [dataclasses.replace(settings, smoothness=value) for value in SMOOTHNESSES if value != _smoothness(settings)]
+        known = {_smoothness(other) for other in tried}
+        values = SMOOTHNESSES if asked.smoothness is None else ()
+        return [dataclasses.replace(settings, smoothness=value) for value in values if value not in known]
 
     def start(self, problem: KSpaceProblem, previous: Solver[AlsSubspaceSettings] | None = None) -> None:
         """See :class:`SubspaceSolver`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -107,12 +107,13 @@ class Solver(abc.ABC, Generic[S]):
         return [settings]
 
     @classmethod
-    def refinements(cls, settings: Any, asked: Any) -> list[Any]:
-        """Settings to try once the best of the candidates is known; none: it stands.
+    def refinements(cls, settings: Any, asked: Any, tried: Sequence[Any]) -> list[Any]:
+        """Settings to try once the best of the candidates is known, and again once these are; none: the best stands.
 
         Args:
-            settings: the best candidate.
+            settings: the best so far.
             asked: the settings as they were given.
+            tried: all that were tried.
         """
         return []
 

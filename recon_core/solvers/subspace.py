@@ -74,12 +74,17 @@ class SubspaceSolver(Solver[T]):
         """Proximal gradient steps."""
         return self.settings.steps
 
+    @property
+    def density_power(self) -> float:
+        """Power of the density compensation by which samples weigh."""
+        return self.settings.density_power
+
     def start(self, problem: KSpaceProblem, previous: Solver[T] | None = None) -> None:
         """See :class:`Solver`; a previous fit of the same frames hands on its temporal basis and its bases."""
         self.problem = problem
         self.step = 0
         known = previous if isinstance(previous, SubspaceSolver) and previous.temporal.shape[1] == problem.n_frames else None
-        frames = occupied_frames(power_weighted(problem, self.settings.density_power))
+        frames = occupied_frames(power_weighted(problem, self.density_power))
         if known is None:
             self._find_basis(frames)
         else:
@@ -102,6 +107,10 @@ class SubspaceSolver(Solver[T]):
         same = all(getattr(self.settings, name) == getattr(other.settings, name) for name in shared)
         if not isinstance(other, SubspaceSolver) or not same:
             super().start_beside(other)
+            return
+        if other.density_power != self.density_power:
+            self.start(other.problem, other)
+            self.bases = torch.zeros_like(self.target)
             return
         self.problem, self.step, self.segments = other.problem, 0, other.segments
         self.temporal, self.singular = other.temporal, other.singular

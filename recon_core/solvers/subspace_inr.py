@@ -20,8 +20,10 @@ from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames
 from recon_core.solvers.subspace import SubspaceSettings, SubspaceSolver
 
-STRENGTHS = (0.035, 0.02, 0.011)
+STRENGTHS = (0.011, 0.02, 0.035, 0.06)
 FIELD_SHARES = (0.0, 0.35)
+# Where noise limits: weights nearer to maximum likelihood, and a smoother static basis.
+_NOISY_POWER, _NOISY_STATIC = 0.5, 20.0
 _DUAL_STEPS = 3
 _AVERAGED = 8
 # A step of 1/L for the largest eigenvalue L wastes time where weak components, which are shrunk most, have that eigenvalue: steps begin
@@ -44,6 +46,7 @@ class SubspaceInrSettings(SubspaceSettings):
     block: int = option(8, "pixels of a block along every axis", low=2, high=64)
     imaginary: float = option(2.0, "threshold of the imaginary parts, relative to that of the real ones", low=0.0, high=1e3)
     weak_power: float = option(0.2, "a weak basis is scaled by its singular value over the second one to this power", low=0.0, high=1.0)
+    noisy: bool | None = option(None, "half the density_power and 20 times the static_strength, for data that noise limits; auto: held-out")
     field: float | None = option(None, "share of the motion field in the images; auto: held-out", low=0.0, high=1.0)
     field_steps: int = option(160, "Adam steps of the motion field", low=1, high=100_000)
     field_batch: int = option(8, "frames in one of these steps", low=1, high=100_000)
@@ -77,21 +80,29 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         """Share of the field in the images."""
         return FIELD_SHARES[-1] if self.settings.field is None else self.settings.field
 
+    @property
+    def density_power(self) -> float:
+        """See :class:`SubspaceSolver`."""
+        return self.settings.density_power * (_NOISY_POWER if self.settings.noisy else 1.0)
+
     @classmethod
     def candidates(cls, settings: SubspaceInrSettings, problem: KSpaceProblem) -> list[Any]:
-        """A few thresholds unless one is set; without the field, which comes to the best of them."""
+        """The lower thresholds unless one is set; without what comes to the best of them."""
         if settings.strength is not None:
             return [settings]
         field = 0.0 if settings.field is None else settings.field
-        return [dataclasses.replace(settings, strength=value, field=field) for value in STRENGTHS]
+        return [dataclasses.replace(settings, strength=value, field=field, noisy=bool(settings.noisy)) for value in STRENGTHS[1::-1]]
 
     @classmethod
-    def refinements(cls, settings: SubspaceInrSettings, asked: SubspaceInrSettings) -> list[Any]:
-        """The other share of the field unless it is set."""
-        if asked.field is not None:
-            return []
-        tried = FIELD_SHARES[-1] if settings.field is None else settings.field
-        return [dataclasses.replace(settings, field=value) for value in FIELD_SHARES if value != tried]
+    def refinements(cls, settings: SubspaceInrSettings, asked: SubspaceInrSettings, tried: Sequence[Any]) -> list[Any]:
+        """Higher thresholds as long as they help, then settings for noisy data, then the other share of the field, unless these are set."""
+        stronger = [value for value in STRENGTHS if value > (settings.strength or 0.0)][:1]
+        if asked.strength is None and stronger and (stronger[0], settings.noisy) not in {(other.strength, other.noisy) for other in tried}:
+            return [dataclasses.replace(settings, strength=stronger[0])]
+        if asked.noisy is None and not any(other.noisy for other in tried):
+            return [dataclasses.replace(settings, noisy=True)]
+        known = {FIELD_SHARES[-1] if other.field is None else other.field for other in tried}
+        return [dataclasses.replace(settings, field=value) for value in FIELD_SHARES if asked.field is None and value not in known]
 
     def start(self, problem: KSpaceProblem, previous: Solver[SubspaceInrSettings] | None = None) -> None:
         """See :class:`SubspaceSolver`."""
@@ -144,7 +155,7 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
     def _limit(self) -> float:
         """Threshold of singular values, in units of the right-hand side."""
         settings = self.settings
-        strength = STRENGTHS[-1] if settings.strength is None else settings.strength
+        strength = STRENGTHS[0] if settings.strength is None else settings.strength
         left = max(0.0, 1 - self.step / (0.7 * settings.steps))
         return strength * (1.0 if self.warm else settings.continuation**left) * float(self.target.abs().max())
 
@@ -176,7 +187,8 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         lipschitz = self.bound
         point = ahead - (image - self.aligned) / lipschitz
         largest = float(self.target.abs().max())
-        static = torch.full((1,), settings.static_strength * largest / lipschitz, device=point.device)
+        strength = settings.static_strength * (_NOISY_STATIC if settings.noisy else 1.0)
+        static = torch.full((1,), strength * largest / lipschitz, device=point.device)
         new = self.variation(point[:1], static)
         if len(point) > 1:
             limit = self._limit() / lipschitz
