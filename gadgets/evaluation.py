@@ -39,7 +39,7 @@ def _number(image: ismrmrd.Image, name: str, default: float) -> float:
 
 
 def image_series(path: str | Path, group: str | None = None) -> tuple[NDArray[Any], list[ismrmrd.Image]]:
-    """The first image series of a file as one array, and its images.
+    """The image series of a file as one array, and its images; that of the whole scan where provisional images precede it.
 
     Returns:
         ``[frame, (z,) y, x]``, complex64 or float32.
@@ -48,12 +48,17 @@ def image_series(path: str | Path, group: str | None = None) -> tuple[NDArray[An
         DataError: images of several shapes in it.
     """
     series = read_images(path, group)
-    images = series[min(series)]
+    final = [
+        n
+        for n in sorted(series)
+        if "Provisional" not in series[n][0].meta and series[n][0].meta.get("SeriesDescriptionAdditional") != "latents"
+    ]
+    images = series[final[0] if final else min(series)]
     return np.stack([pixel_values(image) for image in images]), images
 
 
 def evaluate(path: str | Path, scan: str | Path, group: str | None = None) -> dict[str, Any]:
-    """Score a file's first image series against the truth of the scan.
+    """Score a file's image series against the truth of the scan.
 
     Args:
         path: images written by ``replay``, ``recon`` or the stock client.

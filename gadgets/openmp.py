@@ -8,7 +8,9 @@ work, 64×64 pixels, 40 frames, 6 coils: CG-SENSE took 44 s with threads that sp
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
 
@@ -16,3 +18,12 @@ WAIT_POLICY = "OMP_WAIT_POLICY"
 def sleep_while_waiting() -> None:
     """Let waiting threads sleep, unless the user has set the policy; to be called before torch and finufft are loaded."""
     os.environ.setdefault(WAIT_POLICY, "PASSIVE")
+
+
+@contextlib.contextmanager
+def at_most_threads(count: int) -> Iterator[None]:
+    """Inside, the calling thread's OpenMP loops (torch's, finufft's) use at most so many threads; other threads' do as before."""
+    from threadpoolctl import ThreadpoolController
+
+    with ThreadpoolController().limit(limits=count, user_api="openmp"):
+        yield

@@ -181,6 +181,35 @@ def read_truth(path: str | Path, group: str = "truth") -> Truth:
         )
 
 
+@dataclasses.dataclass
+class _StoredSeries:
+    """Datasets of one image series, open for appending."""
+
+    header: h5py.Dataset
+    attributes: h5py.Dataset
+    data: h5py.Dataset
+    shape: tuple[int, ...]
+    stored: np.dtype[Any]
+    count: int
+
+    @classmethod
+    def opened(cls, group: h5py.Group, shape: tuple[int, ...], stored: np.dtype[Any]) -> _StoredSeries:
+        """Those of a group, made where they are not there; ``shape`` and type of a first image."""
+        if "header" not in group:
+            group.create_dataset("header", (0,), maxshape=(None,), dtype=ismrmrd.hdf5.image_header_dtype)
+            group.create_dataset("attributes", (0,), maxshape=(None,), dtype=h5py.special_dtype(vlen=str))
+            group.create_dataset("data", (0, *shape), maxshape=(None, *shape), dtype=stored)
+        data = group["data"]
+        return cls(group["header"], group["attributes"], data, data.shape[1:], data.dtype, data.shape[0])
+
+    def append(self, header: np.void, attributes: str, pixels: NDArray[Any]) -> None:
+        """One image more."""
+        for dataset, value in ((self.header, header), (self.attributes, attributes), (self.data, pixels)):
+            dataset.resize(self.count + 1, axis=0)
+            dataset[self.count] = value
+        self.count += 1
+
+
 class ImageWriter:
     """Stores images as the stock client does: ``<group>/image_<series>/{header,attributes,data}``, appending.
 
@@ -198,6 +227,8 @@ class ImageWriter:
         self.group = group
         self.count = 0
         self._file: h5py.File | None = None
+        # Looking a dataset and its type up costs as much as writing a small image.
+        self._series: dict[int, _StoredSeries] = {}
 
     def __enter__(self) -> ImageWriter:
         """Open or make the file."""
@@ -209,6 +240,7 @@ class ImageWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+            self._series.clear()
 
     def write(self, image: ismrmrd.Image) -> None:
         """Append one image to the series named in its header.
@@ -218,29 +250,21 @@ class ImageWriter:
         """
         if self._file is None:
             raise RuntimeError("ImageWriter.write outside its context")
-        series = self._file.require_group(f"{self.group}/image_{image.image_series_index}")
+        index = image.image_series_index
         stored = _stored_type(image.data.dtype)
-        if "header" not in series:
-            shape = image.data.shape
-            series.create_dataset("header", (0,), maxshape=(None,), dtype=ismrmrd.hdf5.image_header_dtype)
-            series.create_dataset("attributes", (0,), maxshape=(None,), dtype=h5py.special_dtype(vlen=str))
-            series.create_dataset("data", (0, *shape), maxshape=(None, *shape), dtype=stored)
-        data = series["data"]
-        if data.shape[1:] != image.data.shape or data.dtype != stored:
+        if index not in self._series:
+            self._series[index] = _StoredSeries.opened(self._file.require_group(f"{self.group}/image_{index}"), image.data.shape, stored)
+        series = self._series[index]
+        if series.shape != image.data.shape or series.stored != stored:
             raise DataError(
-                f"image series {image.image_series_index}",
-                f"an image of {image.data.dtype} {image.data.shape} after images of {data.dtype} {data.shape[1:]}",
+                f"image series {index}",
+                f"an image of {image.data.dtype} {image.data.shape} after images of {series.stored} {series.shape}",
                 "Give a new output group (-G) or another output file.",
             )
-        number = data.shape[0]
         attributes = image.attribute_string
         header = np.frombuffer(image.getHead(), dtype=ismrmrd.hdf5.image_header_dtype).copy()
         header["attribute_string_len"] = len(attributes.encode("utf-8"))
-        for name in ("header", "attributes", "data"):
-            series[name].resize(number + 1, axis=0)
-        series["header"][number] = header[0]
-        series["attributes"][number] = attributes
-        data[number] = np.ascontiguousarray(image.data).view(stored)
+        series.append(header[0], attributes, np.ascontiguousarray(image.data).view(stored))
         self._file.flush()
         self.count += 1
 

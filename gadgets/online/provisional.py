@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import ismrmrd
+import torch
 
 from gadgets.header import ScanHeader
 from gadgets.images import Numbering, Scale, emit, magnitude_scale
@@ -22,6 +23,7 @@ from gadgets.noise import NoiseReadouts
 from gadgets.online.engine import Provisional, SliceEngine
 from gadgets.online.schedule import Clock, Frame, FrameQueue, Key, Rule
 from gadgets.online.status import Status
+from gadgets.openmp import at_most_threads
 from gadgets.readouts import Readout, check_uniform
 from gadgets.settings import ChainSettings
 from recon_core.online.model import OnlineSettings
@@ -160,9 +162,9 @@ class OnlineScan:
             ReconError: what the source, a readout or the model raises; images made before are given out first.
         """
         threads = [threading.Thread(target=self._guarded, args=(self._receive, readouts), name="online receiver", daemon=True)]
-        threads.append(threading.Thread(target=self._guarded, args=(self._solve,), name="online solver", daemon=True))
+        threads.append(threading.Thread(target=self._guarded, args=(self._beside, self._solve), name="online solver", daemon=True))
         if self._rule.late != "wait":
-            threads.append(threading.Thread(target=self._guarded, args=(self._refine,), name="online refinement", daemon=True))
+            threads.append(threading.Thread(target=self._guarded, args=(self._beside, self._refine), name="online refinement", daemon=True))
         for thread in threads:
             thread.start()
         try:
@@ -210,6 +212,14 @@ class OnlineScan:
             if not self._stop.is_set():
                 self._faults.append(fault)
             self._halt()
+
+    def _beside(self, work: Callable[[], None]) -> None:
+        """Solver and refinement share the cores: two teams of all cores each would wait for one another."""
+        if self._rule.late == "wait":
+            work()
+            return
+        with at_most_threads(max(1, torch.get_num_threads() // 2)):
+            work()
 
     def _halt(self) -> None:
         self._stop.set()

@@ -3,7 +3,7 @@
 The rule, each time the solver is free (``late_frames``):
 
 * ``wait``: it takes the oldest frames, at most :attr:`Rule.most`. A full queue holds up the stream; nothing is given up.
-* ``join`` and ``skip``: it takes all frames that wait, and makes as many images of them as it can in half the deadline at the pace it
+* ``join`` and ``skip``: it takes all frames that wait, and makes as many images of them as it can in 0.3 of the deadline at the pace it
   had so far, at most :attr:`Rule.most`. Frames that have waited longer than the deadline are given up; if all have, the newest stays, and
   with ``join`` those that make one frame with it. Where more are left than that, neighbours of a slice are put together, two, three or
   at most :attr:`Rule.most_joined` to one: ``join`` solves their readouts as one frame, ``skip`` solves the last of them and gives up the
@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from gadgets.readouts import Readout
 
 Clock = Callable[[], float]
+# A frame waits for half a batch on average, then for the whole next one.
+_BUSY_SHARE = 0.3
 Key = tuple[int, int, int, int]
 
 
@@ -66,7 +68,7 @@ class Rule:
     late: str = "join"
     deadline: float = 0.3
     most: int = 16
-    most_joined: int = 4
+    most_joined: int = 8
     capacity: int = 256
 
 
@@ -91,7 +93,7 @@ def plan(waiting: Sequence[Frame], now: float, rule: Rule, pace: float = 0.0) ->
     on_time = [frame for frame in waiting if now - frame.received <= rule.deadline] or list(newest)
     kept = set(map(id, on_time))
     given_up = [frame for frame in waiting if id(frame) not in kept]
-    most = min(rule.most, max(1, int(0.5 * rule.deadline / pace))) if pace > 0 else rule.most
+    most = min(rule.most, max(1, int(_BUSY_SHARE * rule.deadline / pace))) if pace > 0 else rule.most
     each = min(rule.most_joined, math.ceil(len(on_time) / most))
     frames: list[Frame] = []
     for group in _neighbours(on_time, each):

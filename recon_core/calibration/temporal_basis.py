@@ -66,6 +66,22 @@ def low_resolution_series(problem: KSpaceProblem, width: int, strength: float, s
     return fista.x
 
 
+def joined_frames(problem: KSpaceProblem, each: int) -> KSpaceProblem:
+    """The problem with every so many neighbouring frames joined to one, at the mean time of its readouts."""
+    if each == 1:
+        return problem
+    parts = [problem.frames[n : n + each] for n in range(0, problem.n_frames, each)]
+    frames = tuple(torch.unique(torch.cat(part)) for part in parts)
+    times = torch.stack([problem.frame_times[n : n + each].mean() for n in range(0, problem.n_frames, each)])
+    means = [problem.readout_times[f.cpu()].mean() if f.numel() else t for f, t in zip(frames, times, strict=True)]
+    return problem.replace(frames=frames, frame_times=torch.stack(means))
+
+
+def orthonormal_rows(rows: Tensor) -> Tensor:
+    """Rows ``[K, frame]`` made orthonormal, each against those before it."""
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(rows @ rows.T), rows, upper=False)
+
+
 def temporal_basis(series: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Leading real temporal components of a complex series.
 

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from recon_core.calibration.temporal_basis import low_resolution_series, temporal_basis
+from recon_core.calibration.temporal_basis import joined_frames, low_resolution_series, orthonormal_rows, temporal_basis
 from recon_core.errors import DataError
 from recon_core.online.measured import FrameEncoder, MeasuredFrame
 from recon_core.online.running import RunningSums, SummedNormal
@@ -36,7 +36,7 @@ class OnlineSettings:
     rebuild: int = option(4, "Refinements from one new estimate of the window's V to the next.", low=1, high=1000)
     every: int = option(64, "Frames from one refinement to the next where `late_frames=wait`; else as often as the machine can.", low=1)
     calibration: float = option(0.4, "Data that give coil compression, maps and density weights.", low=0.05, high=60.0, unit="s")
-    start: float = option(1.0, "Data that give the first bases.", low=0.1, high=60.0, unit="s")
+    start: float = option(2.0, "Data that give the first bases.", low=0.1, high=60.0, unit="s")
     strength: float = option(2e-4, "Λ of spatial total variation, as of the subspace solvers.", low=0.0)
     basis_width: int = option(24, "Matrix of the low-resolution series that gives the first V.", low=8, high=128)
     basis_steps: int = option(20, "FISTA steps of that series.", low=1, high=1000)
@@ -172,7 +172,7 @@ class OnlineModel:
         series = low_resolution_series(coarse, settings.basis_width, 0.06, settings.basis_steps, _BASIS_COILS, self.encoder.engine)
         found, self._singular = temporal_basis(series, settings.rank)
         rows = interpolate_frames(found.T, coarse.frame_times, problem.frame_times).T
-        rows = torch.linalg.solve_triangular(torch.linalg.cholesky(rows @ rows.T), rows, upper=False)
+        rows = orthonormal_rows(rows)
         self.sums.add(frames, rows)
         bases = torch.zeros((rows.shape[0], *problem.shape), dtype=torch.complex64, device=problem.device)
         return self._publish(self._step(bases, settings.start_steps))
@@ -186,7 +186,7 @@ class OnlineModel:
             version: of the model against which they were tracked.
         """
         carried = coefficients.double()
-        for move in self._moves[version:]:
+        for move in self._moves[version - 1 :]:
             carried = carried @ move.T
         self.sums.add(frames, carried.T.float().to(self.encoder.sensitivities.device))
         newest = self.sums.entries[-1].frame.time
@@ -255,7 +255,4 @@ def _joined(problem: KSpaceProblem, duration: float) -> KSpaceProblem:
     times = problem.frame_times
     spacing = float(times[-1] - times[0]) / max(1, problem.n_frames - 1)
     each = max(1, math.ceil(duration / spacing - 1e-6)) if spacing > 0 else 1
-    parts = [problem.frames[n : n + each] for n in range(0, problem.n_frames, each)]
-    frames = tuple(torch.unique(torch.cat(part)) for part in parts)
-    means = torch.stack([problem.readout_times[frame.cpu()].mean() for frame in frames])
-    return problem.replace(frames=frames, frame_times=means)
+    return joined_frames(problem, each)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from recon_core.calibration.temporal_basis import low_resolution_series, power_weighted, temporal_basis
+from recon_core.calibration.temporal_basis import (
+    joined_frames,
+    low_resolution_series,
+    orthonormal_rows,
+    power_weighted,
+    temporal_basis,
+)
 from recon_core.operators.frames import (
     FrameSamples,
     NufftOptions,
@@ -41,6 +48,9 @@ class SubspaceSettings:
     basis_width: int = option(32, "matrix of the low-resolution series that gives the temporal basis", low=8, high=256)
     basis_strength: float = option(0.06, "λ of that series' temporal total variation", low=0.0)
     basis_steps: int = option(40, "FISTA steps of that series", low=1, high=10_000)
+    basis_frames: int = option(
+        640, "frames of that series at most; of longer scans neighbouring ones are joined for it", low=8, high=100_000
+    )
     basis_coils: int = option(4, "virtual coils of that series", low=1, high=64)
     density_power: float = option(0.5, "samples weigh as their density compensation to this power", low=0.0, high=1.0)
 
@@ -129,14 +139,19 @@ class SubspaceSolver(Solver[T]):
     def _find_basis(self, frames: Sequence[FrameSamples]) -> None:
         """V from the low-resolution series."""
         settings = self.settings
+        each = math.ceil(self.problem.n_frames / settings.basis_frames)
+        coarse = joined_frames(self.problem, each)
         series = low_resolution_series(
-            self.problem, settings.basis_width, settings.basis_strength, settings.basis_steps, settings.basis_coils, self.engine
+            coarse, settings.basis_width, settings.basis_strength, settings.basis_steps, settings.basis_coils, self.engine
         )
-        filled = torch.tensor([t for t, f in enumerate(frames) if f.points.shape[0]])
-        times = self.problem.frame_times
+        filled = torch.tensor(sorted({t // each for t, f in enumerate(frames) if f.points.shape[0]}))
+        times = coarse.frame_times
         # A frame without readouts has only its neighbours to go by.
         complete = interpolate_frames(series[filled.to(series.device)], times[filled], times)
-        self.use_basis(*temporal_basis(complete, settings.rank))
+        found, singular = temporal_basis(complete, settings.rank)
+        if each > 1:
+            found = orthonormal_rows(interpolate_frames(found.T, times, self.problem.frame_times).T)
+        self.use_basis(found, singular)
 
     def use_basis(self, temporal: Tensor, singular: Tensor) -> None:
         """Take a temporal basis with orthonormal rows, float32 ``[K, frame]``, and its singular values."""

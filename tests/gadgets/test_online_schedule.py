@@ -73,7 +73,7 @@ def test_the_deadline_gives_up_all_but_the_newest():
 
 def test_a_slow_pace_makes_fewer_images():
     waiting = [frame(n) for n in range(12)]
-    made = plan(waiting, 0.0, Rule("join", deadline=0.3, most=16), pace=0.049)
+    made = plan(waiting, 0.0, Rule("join", deadline=0.3, most=16), pace=0.029)
     assert [f.steps for f in made.frames] == [4, 4, 4]
     # One image takes longer than the deadline: still one is made.
     assert len(plan(waiting, 0.0, Rule("join", deadline=0.3), pace=9.0).frames) == 1

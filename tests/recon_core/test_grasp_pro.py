@@ -92,6 +92,22 @@ def test_strong_variation_flattens_the_bases(scan: tuple[KSpaceProblem, torch.Te
     assert strong.bases[1:].norm() < 0.8 * weak.bases[1:].norm()
 
 
+def test_basis_of_a_long_scan_comes_from_joined_frames(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
+    """Fewer frames, nearly the same span, rows still orthonormal, times of the frames kept."""
+    problem, truth = scan
+    every = fit(problem, dataclasses.replace(SMALL, steps=1))
+    joined = fit(problem, dataclasses.replace(SMALL, steps=1, basis_frames=problem.n_frames // 2))
+    assert joined.temporal.shape == every.temporal.shape
+    torch.testing.assert_close(joined.temporal @ joined.temporal.T, torch.eye(5), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(joined.temporal, every.temporal)
+    flat = truth.flatten(1)
+
+    def missing(basis: torch.Tensor) -> float:
+        return float((flat - basis.T.to(flat.dtype) @ (basis.to(flat.dtype) @ flat)).norm() / (flat - flat.mean(0)).norm())
+
+    assert missing(joined.temporal) < 1.3 * missing(every.temporal) + 0.05
+
+
 def test_warm_start_keeps_basis_and_goes_on(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
     first = fit(scan[0], SMALL)
     again = GraspPro(SMALL)
