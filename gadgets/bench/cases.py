@@ -274,7 +274,7 @@ def _differences(a: Any, b: Any, place: str = "") -> list[tuple[str, Any, Any]]:
         return [found for key in keys for found in _differences(a.get(key), b.get(key), f"{place}.{key}" if place else str(key))]
     if _alike(a, b):
         return [found for one, other in zip(a, b, strict=True) for found in _differences(one, other, place)]
-    return [] if a == b else [(place, *("default" if value is None else value for value in (a, b)))]
+    return [] if a == b else [(place, "default" if a is None else a, "default" if b is None else b)]
 
 
 def _alike(a: Any, b: Any) -> bool:
