@@ -58,7 +58,7 @@ class Row:
         settings: its own, over the case's.
         scan: settings of the scan, over the case's.
         frames: the method gets the first so many frames only; None: all.
-        every: the method gets every so-manieth frame only and is asked for all of them (temporal super-resolution).
+        every: the method gets every n-th frame only and is asked for all of them (temporal super-resolution).
         paper: what a paper's table says of this row, by the names of :data:`PRINTED`.
     """
 
@@ -122,7 +122,7 @@ class _PlainRow:
     method: str = option("", "a solver, or time_average")
     name: str | None = option(None, "of the row; auto: the method's")
     frames: int | None = option(None, "the method gets the first so many frames; auto: all", low=2)
-    every: int = option(1, "the method gets every so-manieth frame, and is asked for all", low=1, high=64)
+    every: int = option(1, "the method gets every n-th frame, and is asked for all", low=1, high=64)
 
 
 @dataclasses.dataclass(frozen=True)
