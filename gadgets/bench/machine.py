@@ -7,11 +7,14 @@ import os
 import platform
 import resource
 import sys
+import weakref
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 _STATUS = Path("/proc/self/status")
 
@@ -60,6 +63,43 @@ class PeakMemory:
         peak = _status("VmHWM") or _ever()
         device = {"device": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {}
         return {"peak": peak, "above": max(0, peak - self.before), **device}
+
+
+class TensorBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations within this context make, as long as they live.
+
+    The same number on every machine, without what libraries and allocators hold beside. Every operation passes Python, which costs time.
+
+    Attributes:
+        now: bytes that live.
+        peak: the most that lived at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._live: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and count what it made."""
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self._count(leaf.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._live:
+            return
+
+        def gone(_: Any) -> None:
+            del self._live[key]
+            self.now -= size
+
+        self._live[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
 
 
 def _status(field: str) -> int:

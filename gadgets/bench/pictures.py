@@ -35,11 +35,11 @@ def side_by_side(result: CaseResult, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as absent:
         raise MissingPartError("pictures", "matplotlib is not installed", "pip install 'gadgetron-inr[pictures]'") from absent
-    rows = _rows(result)
-    if not rows:
+    if result.first is None:
         return
-    reference = rows[0][1]
     truth, moving = result.first.truth, result.first.moving
+    rows = _rows(result, truth)
+    reference = rows[0][1]
     column = profile_column(reference, None if moving is None else middle_slice(moving[None])[0])
     white = float(np.percentile(reference, _WINDOW_PERCENTILE)) or 1.0
     picked = np.unique(np.linspace(0, len(reference) - 1, _FRAMES + 2).round().astype(int)[1:-1])
@@ -67,15 +67,14 @@ def side_by_side(result: CaseResult, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _rows(result: CaseResult) -> list[tuple[str, NDArray[Any], NDArray[Any]]]:
+def _rows(result: CaseResult, truth: NDArray[np.complex64] | None) -> list[tuple[str, NDArray[Any], NDArray[Any]]]:
     """Name, magnitude and error ``[frame, y, x]`` of the truth and of every method; without a truth the error is zero."""
     rows: list[tuple[str, NDArray[Any], NDArray[Any]]] = []
     records = {record["method"]: record for record in reversed(result.records)}
-    truth = result.first.truth
     for method, images in result.images.items():
         record = records[method]
         if truth is not None:
-            aligned, reference = (middle_slice(a) for a in align(images, truth))
+            aligned, reference = (middle_slice(a) for a in align(images, truth[: len(images)]))
             if not rows:
                 rows.append(("truth", np.abs(reference), np.zeros(reference.shape)))
             rows.append((f"{method}\n{record['psnr_db']:.1f} dB, {record['seconds']:.0f} s", np.abs(aligned), np.abs(aligned - reference)))

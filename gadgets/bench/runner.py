@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
 import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from gadgets.bench import bart, scans
-from gadgets.bench.cases import Case, Region
+from gadgets.bench.cases import Case, Region, Row
 from gadgets.bench.problems import compressed, predicted_error, save_problem
 from gadgets.bench.worker import descend
 from recon_core.calibration import calibrate
@@ -57,30 +59,49 @@ class CaseResult:
         case: the case.
         source: phantom and version, or the data's file.
         records: of all methods and seeds.
-        first: the first seed's scan, for pictures.
-        images: the first seed's images by method.
+        first: the first scan, for pictures; None where no row ran on it.
+        images: the first scan's images by method, of the rows that ran.
     """
 
     case: Case
     source: str
     records: list[dict[str, Any]]
-    first: scans.BenchScan
+    first: scans.BenchScan | None
     images: dict[str, Images]
 
 
-def methods_of(case: Case, asked: Sequence[str] | None, dim: int) -> list[str]:
-    """Solvers to run: those asked for, else the case's, else all that handle its dimensions; the time average first.
+def rows_of(case: Case, asked: Sequence[str] | None, dim: int) -> list[Row]:
+    """Rows to run: those asked for by name or method, else the case's, else all solvers that handle its dimensions.
+
+    Before the first row on every scan comes the time average.
 
     Raises:
         SettingError: no such solver, or a setting that its solver does not have.
     """
     for solver, own in case.settings.items():
         build(registry.settings_class(solver), own, prefix=f"{case.name}.settings.{solver}.")
-    names = list(asked or case.methods or [n for n in registry.names() if dim in registry.solver_class(n).dims])
-    for name in names:
-        if name != TIME_AVERAGE and name not in registry.names():
-            raise unknown_name("methods", name, [TIME_AVERAGE, *registry.names()])
-    return [TIME_AVERAGE, *(n for n in dict.fromkeys(names) if n != TIME_AVERAGE)]
+    declared = list(case.rows or [Row(n) for n in registry.names() if dim in registry.solver_class(n).dims])
+    rows = declared
+    if asked:
+        rows = [row for name in asked for row in [r for r in declared if name in (r.title, r.method)] or [Row(name)]]
+    found: dict[str, Row] = {}
+    for row in rows:
+        average = Row(TIME_AVERAGE, _named(TIME_AVERAGE, row.scan), scan=row.scan)
+        found.setdefault(average.title, average)
+        if row.method == TIME_AVERAGE:
+            continue
+        if row.method not in registry.names():
+            raise unknown_name("methods", row.method, [TIME_AVERAGE, *registry.names()])
+        build(registry.settings_class(row.method), row.settings, prefix=f"{case.name}.{row.title}.settings.")
+        if case.withhold and (row.frames is not None or row.every > 1):
+            raise SettingError(f"{case.name}.withhold", "beside a row of some frames only", "Judge such a row by a truth.")
+        found.setdefault(row.title, row)
+    return list(found.values())
+
+
+def _named(name: str, over: Mapping[str, Any]) -> str:
+    """A row's name with what is particular to its scan."""
+    return f"{name} ({', '.join(str(value) for value in over.values())})" if over else name
 
 
 def check_peers(peers: Sequence[str]) -> None:
@@ -96,6 +117,57 @@ def check_peers(peers: Sequence[str]) -> None:
         bart.version()
 
 
+class Part:
+    """A case on one scan of one seed; the scan is made when the first row needs it.
+
+    Attributes:
+        case: with the settings of this scan.
+        over: what of the scan differs from the case's.
+        seed: of scan and methods.
+    """
+
+    def __init__(self, case: Case, over: Mapping[str, Any], seed: int, data: Path, device: str) -> None:
+        self.case = dataclasses.replace(case, scan={**case.scan, **over})
+        self.over, self.seed = over, seed
+        self._data, self._device = data, device
+
+    @functools.cached_property
+    def scan(self) -> scans.BenchScan:
+        """The scan with its truth."""
+        return scans.make(self.case, self.seed, self._data)
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """Scores images of this scan."""
+        return Scorer(self.case, self.scan)
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What every job on this scan is told."""
+        return {"coils": self.case.coils, "holdout": self.case.holdout, "seed": self.seed, "device": self._device}
+
+    def asked(self, row: Row) -> dict[str, Any]:
+        """What a row is asked for, as it lies in a record: an equal record need not be made again."""
+        own = {**self.case.settings.get(row.method, {}), **row.settings}
+        frames = {"frames": row.frames, "every": row.every, "scored": self.case.scored}
+        asked = {"method": row.method, "settings": own, "scan": self.case.scan, "source": scans.source(self.case), **frames}
+        known: dict[str, Any] = json.loads(json.dumps({**asked, "withhold": self.case.withhold, **self.common}))
+        return known
+
+    def given(self, row: Row) -> KSpaceProblem:
+        """What a row's method gets: the problem, or some of its frames with their readouts."""
+        problem = self.scan.problem
+        if row.frames is None and row.every == 1:
+            return problem
+        chosen = range(0, row.frames or problem.n_frames, row.every)
+        if chosen.stop > problem.n_frames:
+            raise SettingError(f"{row.title}: frames", f"{chosen.stop} of {problem.n_frames}", "Ask for no more than the scan has.")
+        frames = tuple(problem.frames[t] for t in chosen)
+        keep = torch.zeros(problem.n_readouts, dtype=torch.bool)
+        keep[torch.cat(frames)] = True
+        return problem.replace(frames=frames, frame_times=problem.frame_times[list(chosen)]).keep_readouts(keep)
+
+
 def run_case(
     case: Case,
     data: Path,
@@ -104,91 +176,110 @@ def run_case(
     device: str = "auto",
     tell: Tell | None = None,
     profile: bool = False,
+    kept: Sequence[dict[str, Any]] = (),
+    keep: Callable[[CaseResult], None] | None = None,
 ) -> CaseResult:
     """Run a case.
 
     Args:
         case: the case.
         data: folder of real data.
-        methods: solvers; None: the case's.
+        methods: rows or solvers; None: the case's.
         peers: other programs.
         device: for our own solvers.
         tell: is told a line a method.
         profile: take down where each solver's time goes.
+        kept: records of an earlier run: rows asked for in the same way are taken from them.
+        keep: is given what there is after every row.
 
     Raises:
         ReconError: the scan cannot be made. A method that fails is told in its record instead.
     """
     say = tell or _log
     check_peers(peers)
-    records: list[dict[str, Any]] = []
-    first: scans.BenchScan | None = None
-    images: dict[str, Images] = {}
+    result = CaseResult(case, scans.source(case), [], None, {})
     for seed in case.seeds:
-        say(f"{case.name}: making the scan, seed {seed}")
-        scan = scans.make(case, seed, data)
-        for outcome in _run_scan(case, scan, seed, methods_of(case, methods, scan.problem.dim), peers, device, say, profile):
-            records.append(outcome.record)
-            if outcome.images is not None and seed == case.seeds[0]:
-                images[outcome.record["method"]] = outcome.images
-        first = first or scan
-    if first is None:
+        base = Part(case, {}, seed, data, device)
+        dim = 2 if case.rows else base.scan.problem.dim
+        rows = rows_of(case, methods, dim)
+        asked = {row.title for row in rows}
+        rows += [row for row in rows_of(case, None, dim) if kept and row.title not in asked]
+        for number, over in enumerate(row.scan for row in rows if row.method == TIME_AVERAGE):
+            part = Part(case, over, seed, data, device) if over else base
+            first = number == 0 and seed == case.seeds[0]
+            outcomes = _run_part(part, [row for row in rows if row.scan == over], asked, say, profile, kept)
+            for outcome in itertools.chain(outcomes, _bart(part, say, kept) if "bart" in peers else ()):
+                result.records.append(outcome.record)
+                if outcome.images is not None and first:
+                    result.images[outcome.record["method"]] = outcome.images
+                    result = dataclasses.replace(result, first=part.scan)
+                if keep is not None:
+                    keep(result)
+    if not result.records:
         raise SettingError("seeds", "none", "Give at least one.")
-    return CaseResult(case, first.source, records, first, images)
+    return result
 
 
-def _run_scan(
-    case: Case,
-    scan: scans.BenchScan,
-    seed: int,
-    methods: Sequence[str],
-    peers: Sequence[str],
-    device: str,
-    say: Tell,
-    profile: bool = False,
+def _run_part(
+    part: Part, rows: Sequence[Row], asked: Set[str], say: Tell, profile: bool = False, kept: Sequence[dict[str, Any]] = ()
 ) -> Iterator[Outcome]:
-    scorer = Scorer(case, scan)
-    common = {"coils": case.coils, "holdout": case.holdout, "seed": seed, "device": device}
-    for method in methods:
-        job = {"kind": "solver", "method": method, "settings": dict(case.settings.get(method, {})), **common}
-        if profile and method != TIME_AVERAGE:
+    """Rows one by one: those kept from an earlier run, and those that are asked for by name."""
+    for row in rows:
+        asked_for = part.asked(row)
+        record: dict[str, Any] = {"method": row.title, "seed": part.seed, "asked": asked_for}
+        if row.paper:
+            record["paper"] = dict(row.paper)
+        earlier = [old for old in kept if "error" not in old and old.get("asked") == asked_for and old["method"] == row.title]
+        if earlier:
+            say(f"kept: {_line(earlier[0])}")
+            yield Outcome({**earlier[0], **record})
+            continue
+        if row.title not in asked:
+            continue
+        job = {"kind": "solver", "method": row.method, "settings": asked_for["settings"], **part.common}
+        if profile and row.method != TIME_AVERAGE:
             job["profile"] = True
-        outcome = _scored(scorer, job, scan.problem, {"method": method, "seed": seed})
+        if part.case.tensor_bytes:
+            job["tensor_bytes"] = True
+        if row.every > 1:
+            job["times"] = part.scan.problem.frame_times[: row.frames].tolist()
+        outcome = _scored(part.scorer, job, part.given(row), record)
         say(_line(outcome.record))
         yield outcome
-    if "bart" in peers:
-        for outcome in _bart(case, scan, scorer, common, seed, say):
-            say(_line(outcome.record))
-            yield outcome
 
 
-def _bart(case: Case, scan: scans.BenchScan, scorer: Scorer, common: dict[str, Any], seed: int, say: Tell) -> Iterator[Outcome]:
+def _bart(part: Part, say: Tell, kept: Sequence[dict[str, Any]] = ()) -> Iterator[Outcome]:
     """GRASP by BART: at the λ chosen on held-out readouts and, where the truth is known, at the best of the grid."""
-    settings = case.bart
+    settings = part.case.bart
     done: dict[float, Outcome] = {}
+    asked = {**part.asked(Row("bart")), "bart": json.loads(json.dumps(dataclasses.asdict(settings)))}
+    earlier = [old for old in kept if "error" not in old and old.get("asked") == asked]
+    if earlier:
+        say(f"kept: {'; '.join(_line(old) for old in earlier)}")
+        yield from (Outcome(old) for old in earlier)
+        return
+
+    def named(outcome: Outcome, name: str, **more: Any) -> Outcome:
+        return Outcome({**outcome.record, "method": _named(name, part.over), "asked": asked, **more}, outcome.images)
 
     def at(strength: float) -> Outcome:
         if strength not in done:
-            job = {"kind": "bart", "strength": strength, "iterations": settings.iterations, **common}
-            done[strength] = _scored(scorer, job, scan.problem, {"method": "bart", "seed": seed})
+            job = {"kind": "bart", "strength": strength, "iterations": settings.iterations, **part.common}
+            done[strength] = _scored(part.scorer, job, part.scan.problem, {"method": "bart", "seed": part.seed})
             say(f"bart at λ={strength:g}: {_line(done[strength].record)}")
         return done[strength]
 
-    select = {"kind": "bart_selection", "strengths": list(settings.strengths), **common}
-    chosen = run_job({**select, "iterations": settings.selection_iterations or settings.iterations}, scan.problem)[0]
+    select = {"kind": "bart_selection", "strengths": list(settings.strengths), **part.common}
+    chosen = run_job({**select, "iterations": settings.selection_iterations or settings.iterations}, part.scan.problem)[0]
     if "error" in chosen:
-        yield Outcome({"method": "bart (held-out λ)", "seed": seed, "error": chosen["error"]})
+        yield named(Outcome({"seed": part.seed, "error": chosen["error"]}), "bart (held-out λ)")
         return
     by_held_out = at(chosen["strength"])
-    yield _renamed(by_held_out, "bart (held-out λ)", tried=chosen["tried"])
-    if scan.truth is None or by_held_out.images is None:
+    yield named(by_held_out, "bart (held-out λ)", tried=chosen["tried"])
+    if part.scan.truth is None or by_held_out.images is None:
         return
     best, tried = descend(settings.strengths, lambda strength: -at(strength).record.get("psnr_db", -np.inf))
-    yield _renamed(at(best), "bart (oracle λ)", tried=[{"strength": s, "psnr_db": -cost} for s, cost in sorted(tried.items())])
-
-
-def _renamed(outcome: Outcome, name: str, **more: Any) -> Outcome:
-    return Outcome({**outcome.record, "method": name, **more}, outcome.images)
+    yield named(at(best), "bart (oracle λ)", tried=[{"strength": s, "psnr_db": -cost} for s, cost in sorted(tried.items())])
 
 
 def run_job(job: dict[str, Any], problem: KSpaceProblem) -> tuple[dict[str, Any], Images | None, Images | None]:
@@ -231,6 +322,8 @@ class Scorer:
         found: dict[str, Any] = {}
         truth, moving = self.scan.truth, self.scan.moving
         if truth is not None and moving is not None:
+            count = min(len(images), self.case.scored or len(images))
+            images, truth = images[:count], truth[:count]
             found |= score(images, truth, moving)
             if self.case.regions:
                 aligned, reference = align(images, truth)

@@ -59,7 +59,6 @@ class BenchScan:
         moving: bool ``[(z,) y, x]`` or None.
         everything: the problem with the withheld readouts, where some were.
         withheld: bool ``[readout]`` of ``everything``, or None.
-        source: phantom and version, or the file.
     """
 
     problem: KSpaceProblem
@@ -67,7 +66,6 @@ class BenchScan:
     moving: NDArray[np.bool_] | None = None
     everything: KSpaceProblem | None = None
     withheld: Tensor | None = None
-    source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +103,16 @@ _PHANTOMS: dict[str, tuple[Any, type]] = {
     "speech": (speech, SpeechSettings),
     "dce": (dce, DceSettings),
 }
+
+
+def source(case: Case) -> str:
+    """What a case's data come from: the phantom with its version, or the file."""
+    if case.scan["kind"] != "simulate":
+        return str(case.scan.get("file", ""))
+    phantom = str(case.scan.get("phantom", "cardiac"))
+    if phantom not in _PHANTOMS:
+        raise unknown_name(f"{case.name}.scan.phantom", phantom, _PHANTOMS)
+    return str(_PHANTOMS[phantom][0].PHANTOM_VERSION)
 
 
 def make(case: Case, seed: int, data: Path, progress: Progress | None = None) -> BenchScan:
@@ -153,7 +161,7 @@ def _simulated(own: Mapping[str, Any], seed: int, prefix: str, progress: Progres
         owner = torch.from_numpy(scan.frames)
         frames = tuple(torch.nonzero(owner == t, as_tuple=True)[0] for t in range(settings.frames))
         problem = problem.replace(frames=frames, cartesian=True)
-    return BenchScan(problem, scan.truth, scan.moving, source=module.PHANTOM_VERSION)
+    return BenchScan(problem, scan.truth, scan.moving)
 
 
 def _one_slice(own: Mapping[str, Any], prefix: str, progress: Progress | None) -> BenchScan:
@@ -170,7 +178,7 @@ def _one_slice(own: Mapping[str, Any], prefix: str, progress: Progress | None) -
     each = settings.spokes_per_frame
     frames = [torch.arange(t * each, (t + 1) * each) for t in range(settings.frames)]
     problem = decouple(volume, spokes, frames)[number]
-    return BenchScan(problem, np.ascontiguousarray(scan.truth[:, number]), scan.moving[number], source=dce.PHANTOM_VERSION)
+    return BenchScan(problem, np.ascontiguousarray(scan.truth[:, number]), scan.moving[number])
 
 
 def _whitened(scan: SimulatedScan, shape: tuple[int, ...], field_of_view: tuple[float, ...]) -> KSpaceProblem:
@@ -217,7 +225,7 @@ def _silent(_: str) -> None:
 
 def _from_file(settings: FileScan, data: Path) -> BenchScan:
     problem = read_problem(_path(settings.file, data), settings.readouts_per_frame, settings.matrix)
-    return BenchScan(problem, source=settings.file)
+    return BenchScan(problem)
 
 
 def resampled(settings: ResampledScan, data: Path) -> BenchScan:
@@ -240,7 +248,7 @@ def resampled(settings: ResampledScan, data: Path) -> BenchScan:
     images = FrameEncoding(full.replace(sensitivities=torch.ones((1, *shape), dtype=torch.complex64))).backprojection()
     if settings.acceleration is not None:
         truth = images.numpy()
-        return BenchScan(_masked(full, settings), truth, moving_region(truth), source=settings.file)
+        return BenchScan(_masked(full, settings), truth, moving_region(truth))
     each = settings.spokes_per_frame
     count = full.n_frames * each
     trajectory = torch.from_numpy(golden_angle_radial(count, 2 * max(shape), matrix=shape, field_of_view=fov))
@@ -256,7 +264,7 @@ def resampled(settings: ResampledScan, data: Path) -> BenchScan:
         samples, trajectory, frames, times, torch.stack([times[f].mean() for f in frames]), shape, field_of_view=full.field_of_view
     )
     truth = _within_disc(images, shape, fov).numpy()
-    return BenchScan(problem, truth, moving_region(truth), source=settings.file)
+    return BenchScan(problem, truth, moving_region(truth))
 
 
 def _masked(full: KSpaceProblem, settings: ResampledScan) -> KSpaceProblem:

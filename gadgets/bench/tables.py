@@ -15,16 +15,19 @@ if TYPE_CHECKING:
 
     from gadgets.bench.runner import CaseResult
 
+_PAPER = "paper: "
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 MEASURED = (
     "seconds: from samples in memory to images, maps and the choice of settings on held-out readouts included (bart: its calibration and "
     "one reconstruction, its sweep left out); memory: the process' largest resident memory above what it held with the samples loaded "
-    "(bart: of its largest command); dynamic error: 1 means that no motion was recovered; worst curve: largest RMS difference of a "
-    "region's time course, over its maximum"
+    "(bart: of its largest command); tensors: the most bytes that tensors held at once (seconds then include counting them); dynamic "
+    "error: 1 means that no motion was recovered; worst curve: largest RMS difference of a region's time course, over its maximum; "
+    "paper: as printed there, on its own data and machine"
 )
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("seconds", "seconds", "{:.1f}"),
     ("memory", "memory (MiB)", "{:.0f}"),
+    ("tensors", "tensors (MiB)", "{:.0f}"),
     ("psnr_db", "PSNR (dB)", "{:.2f}"),
     ("ssim", "SSIM", "{:.3f}"),
     ("dynamic_error", "dynamic error", "{:.3f}"),
@@ -46,6 +49,7 @@ def as_json(result: CaseResult, machine: dict[str, Any]) -> dict[str, Any]:
         "coils": case.coils,
         "holdout": case.holdout,
         "withhold": case.withhold,
+        "cut": list(case.cut),
         "machine": machine,
         "measured": MEASURED,
         "summary": summary(result.records),
@@ -64,16 +68,29 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             line["error"] = errors[0]
         good = [run for run in runs if "error" not in run]
         for key, _, _ in _COLUMNS:
-            values = [run["memory"]["above"] / 2**20 if key == "memory" else run[key] for run in good if key in run]
+            values = [value for run in good if (value := _value(run, key)) is not None]
             if values:
                 line[key] = {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
+        if "paper" in runs[0]:
+            line["paper"] = runs[0]["paper"]
         lines.append(line)
     return lines
+
+
+def _value(run: dict[str, Any], key: str) -> float | None:
+    if key in ("memory", "tensors"):
+        found = run["memory"].get("above" if key == "memory" else key)
+        return None if found is None else found / 2**20
+    return run.get(key)
 
 
 def _cells(line: dict[str, Any], columns: Sequence[tuple[str, str, str]]) -> list[str]:
     cells = []
     for key, _, form in columns:
+        if key.startswith(_PAPER):
+            printed = line.get("paper", {}).get(key.removeprefix(_PAPER))
+            cells.append("" if printed is None else f"{printed:g}")
+            continue
         if key not in line:
             cells.append("")
             continue
@@ -83,7 +100,15 @@ def _cells(line: dict[str, Any], columns: Sequence[tuple[str, str, str]]) -> lis
 
 
 def _used_columns(lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    return [column for column in _COLUMNS if any(column[0] in line for line in lines)]
+    measured = [column for column in _COLUMNS if any(column[0] in line for line in lines)]
+    printed = [(_PAPER + key, _PAPER + heading, "") for key, heading, _ in _COLUMNS if any(key in line.get("paper", {}) for line in lines)]
+    return [*measured, *printed]
+
+
+def _notes(result: dict[str, Any]) -> str:
+    """What a reader must know: the case's note, and what is smaller than in full size."""
+    cut = f"Cut: {'; '.join(result['cut'])}." if result.get("cut") else ""
+    return " ".join(part for part in (result["note"], cut) if part)
 
 
 def terminal_table(result: dict[str, Any]) -> Table:
@@ -97,7 +122,7 @@ def terminal_table(result: dict[str, Any]) -> Table:
     lines = result["summary"]
     columns = _used_columns(lines)
     seeds = f", mean ± sd over {len(result['seeds'])} seeds" if len(result["seeds"]) > 1 else ""
-    table = Table(title=f"{result['title']}{seeds}", caption=result["note"] or None)
+    table = Table(title=f"{result['title']}{seeds}", caption=_notes(result) or None)
     table.add_column("method")
     for _, heading, _ in columns:
         table.add_column(heading, justify="right")
@@ -114,9 +139,8 @@ def page_table(result: dict[str, Any]) -> str:
     lines = [line for line in result["summary"] if "seconds" in line]
     columns = _used_columns(lines)
     seeds = f"; mean ± standard deviation over {len(result['seeds'])} seeds" if len(result["seeds"]) > 1 else ""
-    note = f" {result['note']}" if result["note"] else ""
     rows = [
-        f"**{result['title']}**{seeds}.{note}",
+        f"**{result['title']}**{seeds}. {_notes(result)}".rstrip(),
         "",
         "| method | " + " | ".join(heading for _, heading, _ in columns) + " |",
         "| --- |" + " ---: |" * len(columns),
@@ -131,13 +155,30 @@ def write_json(results: Sequence[dict[str, Any]], where: Path) -> list[Path]:
         where.parent.mkdir(parents=True, exist_ok=True)
         where.write_text(json.dumps(list(results), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return [where]
-    where.mkdir(parents=True, exist_ok=True)
     written = []
     for result in results:
         path = where / f"{result['case']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         written.append(path)
     return written
+
+
+def kept_records(where: Path, case: str) -> list[dict[str, Any]]:
+    """Records of a case in what :func:`write_json` wrote; none where there is no such file.
+
+    Raises:
+        DataError: the file is not one of these.
+    """
+    path = where if where.suffix == ".json" else where / f"{case}.json"
+    if not path.is_file():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        results = content if isinstance(content, list) else [content]
+        return [run for result in results if result["case"] == case for run in result["runs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(str(path), f"no results of the benchmark ({error!r})", "Name another file, or leave --resume out.") from error
 
 
 def refresh_page(path: Path, results: Sequence[dict[str, Any]]) -> None:

@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from gadgets.bench import bart, profile  # noqa: E402
-from gadgets.bench.machine import PeakMemory  # noqa: E402
+from gadgets.bench.machine import PeakMemory, TensorBytes  # noqa: E402
 from gadgets.bench.problems import compressed, judge, load_problem, predicted_error  # noqa: E402
 from recon_core.errors import ReconError  # noqa: E402
 from recon_core.problem import ImageSeries, KSpaceProblem  # noqa: E402
@@ -68,12 +68,14 @@ def warm_up(problem: KSpaceProblem, device: str) -> None:
     reconstruct(small, ReconstructionSettings(solver="cg_sense", device=device, holdout=0.0, coils=4), {"steps": 2, "damping": 1.0})
 
 
-def time_average(problem: KSpaceProblem, settings: ReconstructionSettings) -> tuple[ImageSeries, dict[str, Any]]:
+def time_average(
+    problem: KSpaceProblem, settings: ReconstructionSettings, times: torch.Tensor | None
+) -> tuple[ImageSeries, dict[str, Any]]:
     """All readouts in one image, shown at every frame: what any dynamic method must beat."""
+    times = problem.frame_times if times is None else times
     pooled = problem.replace(frames=(torch.arange(problem.n_readouts),), frame_times=problem.readout_times.mean()[None])
     still = reconstruct(pooled, settings, {"steps": 12, "damping": 0.01})
-    images = still.series.images.expand(problem.n_frames, *problem.shape).contiguous()
-    return ImageSeries(images, problem.frame_times), still.report
+    return ImageSeries(still.series.images.expand(len(times), *problem.shape).contiguous(), times), still.report
 
 
 def run_solver(job: dict[str, Any], problem: KSpaceProblem, folder: Path) -> dict[str, Any]:
@@ -82,16 +84,19 @@ def run_solver(job: dict[str, Any], problem: KSpaceProblem, folder: Path) -> dic
     taken: dict[str, Any] = {}
     # Other work of the machine changes rates by the minute: measured beside what they are compared with.
     rates = profile.measure_rates(tuple(2 * n for n in problem.shape), str(resolve_device(job["device"]))) if job.get("profile") else None
+    times = torch.tensor(job["times"], dtype=torch.float64) if "times" in job else None
+    tensors = TensorBytes() if job.get("tensor_bytes") else None
     memory = PeakMemory()
     started = time.perf_counter()
-    if job["method"] == "time_average":
-        series, report = time_average(problem, ReconstructionSettings(**{**own, "solver": "cg_sense", "holdout": 0.0}))
-    else:
-        with profile.profiled(job["method"], taken) if rates is not None else contextlib.nullcontext():
-            result = reconstruct(problem, ReconstructionSettings(solver=job["method"], **own), job["settings"], _tell)
-        series, report = result.series, result.report
+    with tensors or contextlib.nullcontext():
+        if job["method"] == "time_average":
+            series, report = time_average(problem, ReconstructionSettings(**{**own, "solver": "cg_sense", "holdout": 0.0}), times)
+        else:
+            with profile.profiled(job["method"], taken) if rates is not None else contextlib.nullcontext():
+                result = reconstruct(problem, ReconstructionSettings(solver=job["method"], **own), job["settings"], _tell, times)
+            series, report = result.series, result.report
     seconds = time.perf_counter() - started
-    used = memory.read()
+    used = memory.read() | ({} if tensors is None else {"tensors": tensors.peak})
     np.save(folder / "images.npy", series.images.numpy())
     if rates is not None:
         taken |= profile.against_floor(job["method"], report, taken["step_seconds"], problem.shape, problem.n_frames, rates)

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,12 +19,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog="Exit status 1 where a method or a case failed; the others are told all the same.",
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="case or set by name, or YAML file; none: list what there is")
-    parser.add_argument("--methods", metavar="A,B,…", help="solvers to run (default: the case's, or all)")
+    parser.add_argument("--full", action="store_true", help="in full size, of cases that are smaller otherwise")
+    parser.add_argument("--methods", metavar="A,B,…", help="solvers or rows to run (default: the case's, or all)")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME", help="another program to compare with: bart")
     parser.add_argument("--seeds", metavar="N,N,…", help="seeds instead of the case's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--profile", action="store_true", help="where each solver's time goes, and its step against the machine's rates")
     parser.add_argument("--json", metavar="PATH", help="write results: a folder (a file a case) or one .json file")
+    parser.add_argument("--resume", action="store_true", help="take rows that --json already holds from there")
     parser.add_argument("--pictures", metavar="DIR", help="write a PNG a case with the methods side by side")
     parser.add_argument("--readme", metavar="FILE", help="refresh the tables between the markers of this page")
     parser.add_argument("--data", metavar="DIR", help="folder of real data (default: $GADGETRON_INR_DATA, else ../shared/data)")
@@ -41,12 +44,14 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from gadgets.bench import cases, machine, pictures, profile, runner, tables
-    from recon_core.errors import ReconError
+    from recon_core.errors import ReconError, SettingError
 
     if not args.cases:
         print("\n".join(cases.known()))
         return 0
-    chosen = cases.load(args.cases)
+    if args.resume and args.json is None:
+        raise SettingError("--resume", "without --json", "Name the folder or file that holds earlier results.")
+    chosen = cases.load(args.cases, full=args.full)
     if args.seeds is not None:
         chosen = [dataclasses.replace(case, seeds=_seeds(args.seeds)) for case in chosen]
     methods = None if args.methods is None else [name for name in args.methods.split(",") if name]
@@ -54,24 +59,31 @@ def run(args: argparse.Namespace) -> int:
     if args.profile:
         profile.check()
     for case in chosen:
-        runner.methods_of(case, methods, 2)
+        runner.rows_of(case, methods, 2)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    results, failed = [], False
+    results: list[dict[str, Any]] = []
+    failed = False
+    described = machine.describe()
     for case in chosen:
+        kept = tables.kept_records(Path(args.json), case.name) if args.resume else []
+
+        def keep(result: runner.CaseResult) -> None:
+            if args.json is not None:
+                tables.write_json([*results, tables.as_json(result, described)], Path(args.json))
+
         try:
-            result = runner.run_case(case, data_folder(args.data), methods, args.peer, args.device, profile=args.profile)
+            folder = data_folder(args.data)
+            result = runner.run_case(case, folder, methods, args.peer, args.device, profile=args.profile, kept=kept, keep=keep)
         except ReconError as error:
             print(f"error: {case.name}: {error}", file=sys.stderr)
             failed = True
             continue
         failed |= any("error" in record for record in result.records)
-        results.append(tables.as_json(result, machine.describe()))
+        results.append(tables.as_json(result, described))
         console.print(tables.terminal_table(results[-1]))
         if args.profile:
             console.print(profile.stage_table(results[-1]))
             console.print(profile.floor_table(results[-1]))
-        if args.json is not None:
-            tables.write_json(results, Path(args.json))
         if args.pictures is not None:
             pictures.side_by_side(result, Path(args.pictures) / f"{case.name}.png")
     console.print(tables.MEASURED, style="dim")

@@ -15,7 +15,7 @@ import torch
 
 from gadgets import cli
 from gadgets.bench import machine, pictures, problems, runner, scans, tables, worker
-from gadgets.bench.cases import Region, parse
+from gadgets.bench.cases import Region, Row, parse
 from gadgets.commands.bench import data_folder
 from recon_core.errors import DataError, SettingError
 
@@ -86,8 +86,11 @@ def test_methods_are_given_the_problem_and_nothing_else(scan: scans.BenchScan, m
     blind = dataclasses.replace(scan, truth=np.zeros_like(scan.truth) + 1, moving=np.ones(scan.truth.shape[1:], dtype=bool))
     case = parse("tiny", FIELDS)
     for given in (scan, blind):
-        outcomes = list(runner._run_scan(case, given, 0, ["cg_sense"], (), "cpu", lambda _: None))
-        assert outcomes[0].record == {"method": "cg_sense", "seed": 0, "error": "process ended with 3: KeyError: 'x'"}
+        part = runner.Part(case, {}, 0, Path(), "cpu")
+        part.scan = given
+        outcomes = list(runner._run_part(part, [Row("cg_sense")], {"cg_sense"}, lambda _: None))
+        assert outcomes[0].record["method"] == "cg_sense"
+        assert outcomes[0].record["error"] == "process ended with 3: KeyError: 'x'"
     assert set(seen[0]) == {"problem.pt", "job.json"}
     assert seen[0] == seen[1]
 
@@ -117,6 +120,80 @@ def test_worker_gives_images_and_what_they_cost(tmp_path: Path, scan: scans.Benc
     assert np.array_equal(still, np.broadcast_to(still[:1], still.shape))
     assert scan.truth is not None
     assert runner.score(still, scan.truth, scan.moving)["psnr_db"] > 20
+
+
+# ---- rows
+
+
+ROWS = {
+    **{key: value for key, value in FIELDS.items() if key != "settings"},
+    "rows": [
+        {"method": "gridding", "name": "first four", "frames": 4},
+        {"method": "gridding", "name": "every other", "every": 2, "paper": {"psnr_db": 12.5}},
+        {"method": "gridding", "scan": {"readouts_per_frame": 5}},
+    ],
+    "scored": 6,
+}
+
+
+def test_a_row_gets_its_own_frames_and_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, tuple[dict[str, Any], Any]] = {}
+    scored: list[tuple[int, ...]] = []
+
+    def job(asked: dict[str, Any], problem: Any) -> tuple[dict[str, Any], Any, None]:
+        seen[f"{asked['method']} {problem.n_readouts}"] = asked, problem
+        count = len(asked.get("times", problem.frame_times))
+        report = {"seconds": 1.0, "memory": {"peak": 2, "above": 1}}
+        return report, np.ones((count, 24, 24), dtype=np.complex64), None
+
+    def look(images: Any, truth: Any, moving: Any) -> dict[str, Any]:
+        scored.append((len(images), len(truth)))
+        return {"psnr_db": 1.0}
+
+    monkeypatch.setattr(runner, "run_job", job)
+    monkeypatch.setattr(runner, "score", look)
+    found = runner.run_case(parse("rows", ROWS), Path())
+    assert [record["method"] for record in found.records] == ["time_average", "first four", "every other", "time_average (5)", "gridding"]
+    assert scored == [(6, 6), (4, 4), (6, 6), (6, 6), (6, 6)]
+    assert list(seen) == ["time_average 24", "gridding 12", "time_average 40", "gridding 40"]
+    # "first four" and "every other" both have 12 readouts; the later one is kept.
+    asked, problem = seen["gridding 12"]
+    whole = scans.make(parse("rows", ROWS), 0, Path()).problem
+    assert asked["times"] == whole.frame_times.tolist()
+    assert torch.equal(problem.frame_times, whole.frame_times[::2])
+    assert torch.equal(problem.samples, torch.cat([whole.samples[:, f] for f in whole.frames[::2]], dim=1))
+    with pytest.raises(SettingError, match="9 of 8"):
+        runner.Part(parse("rows", ROWS), {}, 0, Path(), "cpu").given(Row("gridding", frames=9))
+
+
+def test_finished_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def job(asked: dict[str, Any], problem: Any) -> tuple[dict[str, Any], Any, None]:
+        ran.append(asked["method"])
+        if asked["method"] == "grasp":
+            return {"error": "it broke"}, None, None
+        return {"seconds": 1.0, "memory": {"peak": 2, "above": 1}}, np.ones((8, 24, 24), dtype=np.complex64), None
+
+    monkeypatch.setattr(runner, "run_job", job)
+    monkeypatch.setattr(runner, "score", lambda *_: {"psnr_db": 1.0})
+    fields = {**FIELDS, "methods": ["cg_sense", "grasp", "gridding"]}
+    after: list[int] = []
+    first = runner.run_case(parse("tiny", fields), Path(), ["cg_sense", "grasp"], keep=lambda done: after.append(len(done.records)))
+    assert after == [1, 2, 3]
+    stored = json.loads(json.dumps(first.records))
+    ran.clear()
+    second = runner.run_case(parse("tiny", fields), Path(), kept=stored)
+    assert ran == ["grasp", "gridding"]
+    assert [record["method"] for record in second.records] == ["time_average", "cg_sense", "grasp", "gridding"]
+    ran.clear()
+    # Rows that are not asked for stay, and other settings are another question.
+    changed = {**fields, "settings": {"cg_sense": {"steps": 6, "damping": 0.1}}}
+    third = runner.run_case(parse("tiny", changed), Path(), ["gridding"], kept=json.loads(json.dumps(second.records)))
+    assert ran == []
+    assert [record["method"] for record in third.records] == ["time_average", "gridding"]
+    runner.run_case(parse("tiny", changed), Path(), kept=stored)
+    assert ran == ["cg_sense", "grasp", "gridding"]
 
 
 # ---- scores
@@ -179,6 +256,32 @@ def test_peak_memory_sees_what_was_taken_and_given_back() -> None:
     assert used["peak"] >= used["above"]
 
 
+def test_tensor_bytes_are_those_that_live_at_once() -> None:
+    with machine.TensorBytes() as counted:
+        a = torch.ones(1000)
+        b = a.reshape(10, 100)
+        assert counted.now == 4000
+        del a
+        assert counted.now == 4000
+        c = (b * 2).sum()
+        assert counted.peak == 8004
+        del b, c
+        assert counted.now == 0
+    # What the backward pass needs is held until then: ten exponentials of 400 bytes, beside what it makes on its way.
+    with machine.TensorBytes() as forward:
+        weight = torch.zeros(100, requires_grad=True)
+        chain = weight
+        for _ in range(10):
+            chain = chain.exp()
+        cost = chain.sum()
+        assert forward.now == 11 * 400 + 4
+        del chain
+        cost.backward()
+    assert 11 * 400 + 4 < forward.peak <= 15 * 400
+    del cost
+    assert forward.now == 2 * 400
+
+
 def test_machine() -> None:
     found = machine.describe()
     assert found["cores"] >= 1
@@ -223,6 +326,15 @@ def test_terminal_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "32.00 ± 2.83" in text
     assert "it broke" in text
     assert "dynamic" not in text
+
+
+def test_what_a_paper_printed_stands_beside_it() -> None:
+    made = [{**record, "paper": {"psnr_db": 33.9}} for record in records()[:2]]
+    shown = {**result(), "summary": tables.summary([*made, records()[2]]), "cut": ["scan.matrix [8, 8] (full size: [9, 9])"]}
+    lines = tables.page_table(shown).splitlines()
+    assert lines[0].endswith("A note. Cut: scan.matrix [8, 8] (full size: [9, 9]).")
+    assert lines[2].endswith("| SSIM | paper: PSNR (dB) |")
+    assert lines[4].endswith("| 0.900 ± 0.000 | 33.9 |")
 
 
 def test_page_is_refreshed_between_its_markers(tmp_path: Path) -> None:
@@ -289,6 +401,9 @@ def test_command_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert written["machine"]["cores"] >= 1
     assert (tmp_path / "out" / "tiny.png").stat().st_size > 10_000
     assert "| cg_sense |" in readme.read_text(encoding="utf-8")
+    assert cli.main([*arguments, "--json", str(tmp_path / "out"), "--resume"]) == 0
+    again = json.loads((tmp_path / "out" / "tiny.json").read_text(encoding="utf-8"))
+    assert again["runs"] == written["runs"]
 
 
 def test_command_lists_cases(capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,6 +419,8 @@ def test_command_lists_cases(capsys: pytest.CaptureFixture[str]) -> None:
         (["cardiac_small", "--peer", "bert"], "Did you mean 'bart'"),
         (["cardiac_small", "--seeds", "a"], "--seeds"),
         (["rat_t2", "--data", "/nonexistent"], "--data"),
+        (["cardiac_small", "--resume"], "without --json"),
+        (["cardiac_small", "--full"], "full size"),
     ],
 )
 def test_command_faults(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def test_simulated_scan_is_whitened_and_without_maps() -> None:
     assert scan.truth is not None
     assert scan.truth.shape == (6, 24, 24)
     assert problem.n_readouts == 12
-    assert scan.source.startswith("cardiac")
+    assert scans.source(case).startswith("cardiac")
     again, other = scans.make(case, 1, Path()), scans.make(case, 2, Path())
     assert torch.equal(problem.samples, again.problem.samples)
     assert not torch.equal(problem.samples, other.problem.samples)
@@ -74,10 +74,11 @@ def test_simulated_scan_is_whitened_and_without_maps() -> None:
 
 def test_speech_comes_on_single_arms() -> None:
     fields = {"kind": "simulate", "phantom": "speech", "matrix": [24, 30], "frames": 5, "coils": 2, "detail": 2}
-    scan = scans.make(parse("c", {"title": "t", "scan": fields}), 1, Path())
+    case = parse("c", {"title": "t", "scan": fields})
+    scan = scans.make(case, 1, Path())
     assert scan.problem.shape == (24, 30)
     assert [f.numel() for f in scan.problem.frames] == [1] * 5
-    assert scan.source.startswith("speech")
+    assert scans.source(case).startswith("speech")
     assert scan.truth is not None
     assert scan.truth.shape == (5, 24, 30)
 

@@ -90,45 +90,6 @@ def test_images_over_the_socket_beat_the_time_average(framing: str, stored: Path
     np.testing.assert_allclose(times, truth.times, atol=3e-3)
 
 
-TINY = {
-    "kt_grappa": {"frames": "3"},
-    "p_inr": {"steps": "40", "points": "512", "spatial_features": "64", "temporal_features": "12", "width": "24", "depth": "3"},
-    "kp_inr": {
-        "steps": "20",
-        "points": "256",
-        "spatial_features": "64",
-        "temporal_features": "12",
-        "width": "16",
-        "depth": "3",
-        "channels": "2",
-        "batch_frames": "4",
-        "refreshes": "2",
-    },
-}
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_methods_of_cartesian_kspace_run_from_the_chain(name: str, stored: Path) -> None:
-    own = {f"solver.{key}": value for key, value in TINY[name].items()}
-    config, tick_ms = configuration("cine.xml", None, {"solver": name, "image_type": "complex", "device": "cpu", "coils": "3", **own})
-    images: list[ismrmrd.Image] = []
-    with Server("127.0.0.1", 0) as server:
-        result = client.replay(read_scan(stored), config, server.host, server.port, on_image=images.append, tick_ms=tick_ms)
-    assert result.error == ""
-    series, truth = np.stack([image.data[0, 0] for image in images]), read_truth(stored).images
-    assert series.shape == truth.shape
-    assert np.isfinite(series).all()
-    assert np.corrcoef(np.abs(series.mean(axis=0)).ravel(), np.abs(truth.mean(axis=0)).ravel())[0, 1] > 0.9
-    assert f"{name} on cpu, fft" in images[0].meta["ImageComments"]
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_methods_of_cartesian_kspace_refuse_spokes(name: str, scans) -> None:
-    settings = chain.load("cine.xml").settings({"solver": name, "framing": "count", "readouts_per_frame": "8", "device": "cpu"})
-    with pytest.raises(DataError, match=f"{name} completes Cartesian k-space"):
-        list(stages.run(settings, *scans.radial_scan()))
-
-
 @pytest.mark.parametrize("gating", ["ecg", "stamps"])
 def test_a_scan_of_one_beat_cannot_be_gated(gating: str, stored: Path) -> None:
     settings = chain.load("cine.xml").settings(

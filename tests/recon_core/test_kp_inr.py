@@ -115,19 +115,61 @@ def test_measured_samples_stay_as_they_are(name: str, toy: ModuleType) -> None:
     assert bool((kspace[~where] != 0).all())
 
 
-def test_the_unet_sees_the_completed_kspace_in_turn(toy: ModuleType) -> None:
+def kp(toy: ModuleType, **settings: Any) -> KpInr:
     shape = (16, 14)
     problem, _ = toy.toy_cartesian(n_frames=6, shape=shape, coils=2)
-    solver = started("kp_inr", problem.replace(sensitivities=toy.toy_maps(2, shape)), steps=9, refreshes=2)
+    solver = started("kp_inr", problem.replace(sensitivities=toy.toy_maps(2, shape)), **settings)
     assert isinstance(solver, KpInr)
-    inputs = []
+    return solver
+
+
+def test_the_unet_sees_the_completed_kspace_in_turn(toy: ModuleType) -> None:
+    solver = kp(toy, steps=9, refreshes=2)
+    guesses = []
     while not solver.done:
         solver.update()
-        inputs.append(solver.input)
-    assert len({id(i) for i in inputs}) == 3
-    empty = ~solver.frames.measured[:, None].expand_as(inputs[0])
-    assert bool((inputs[0][empty] == 0).all())
-    assert bool((inputs[-1][empty] != 0).all())
+        guesses.append(solver.guess)
+    assert len({id(g) for g in guesses}) == 3
+    assert bool((guesses[0] == 0).all())
+    assert bool((guesses[-1] != 0).all())
+    seen, measured = solver._seen(), solver.frames.measured[:, None].expand_as(solver.guess)
+    torch.testing.assert_close(
+        seen * solver.envelope * solver.scale, torch.where(measured, solver.frames.samples, seen * solver.envelope * solver.scale)
+    )
+    assert torch.equal(seen[~measured], guesses[-1][~measured])
+
+
+def test_a_step_is_fitted_to_lines_that_the_unet_does_not_see(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    solver = kp(toy, hidden=0.5, batch_frames=6)
+    given: list[torch.Tensor] = []
+    aims: list[torch.Tensor] = []
+    unet, drawn = solver.field.unet.forward, solver._drawn
+    monkeypatch.setattr(solver.field.unet, "forward", lambda series: (given.append(series), unet(series))[1])
+    monkeypatch.setattr(solver, "_drawn", lambda where: (aims.append(where), drawn(where))[1])
+    solver.update()
+    (series,), (hidden,) = given, aims
+    measured = solver.frames.measured
+    assert bool((hidden <= measured).all())
+    assert 0.25 < float(hidden.sum() / measured.sum()) < 0.75
+    assert torch.equal(hidden.any(2), hidden.all(2))
+    assert bool((series[hidden[:, None].expand_as(series)] == 0).all())
+    assert bool((series[(measured & ~hidden)[:, None].expand_as(series)] != 0).all())
+
+
+def test_a_line_is_guessed_without_its_own_samples(toy: ModuleType) -> None:
+    solver = kp(toy)
+    frame, line = 2, int(torch.nonzero(solver.frames.measured[2].all(1))[0])
+    state = solver.generator.get_state()
+    guesses = []
+    for factor in (1, 3):
+        solver.generator.set_state(state)
+        solver.guess.zero_()
+        solver.targets[frame, :, line] *= factor
+        solver._refresh()
+        guesses.append(solver.guess)
+        solver.guess = torch.zeros_like(solver.guess)
+    assert torch.equal(guesses[0][frame, :, line], guesses[1][frame, :, line])
+    assert not torch.equal(guesses[0], guesses[1])
 
 
 @pytest.mark.parametrize("name", CLASSES)
