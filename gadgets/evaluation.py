@@ -48,12 +48,9 @@ def image_series(path: str | Path, group: str | None = None) -> tuple[NDArray[An
         DataError: images of several shapes in it.
     """
     series = read_images(path, group)
-    final = [
-        n
-        for n in sorted(series)
-        if "Provisional" not in series[n][0].meta and series[n][0].meta.get("SeriesDescriptionAdditional") != "latents"
-    ]
-    images = series[final[0] if final else min(series)]
+    final = [n for n, of in series.items() if "Provisional" not in of[0].meta]
+    # With mode=online there is no other.
+    images = series[min(final or series)]
     return np.stack([pixel_values(image) for image in images]), images
 
 

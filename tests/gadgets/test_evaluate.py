@@ -66,6 +66,21 @@ def test_magnitudes_are_scored_in_their_own_form(tmp_path, truth, scan):
     assert len(images) == 9
 
 
+def test_the_final_series_counts_where_provisional_images_precede_it(tmp_path, truth, scan):
+    path = tmp_path / "out.h5"
+    with ImageWriter(path, "run") as writer:
+        for number, pixels in enumerate(truth.images[:4]):
+            image = ismrmrd.Image.from_array(pixels, transpose=False, image_series_index=1, image_index=number + 1)
+            image.meta["Provisional"] = "1"
+            writer.write(image)
+    assert len(image_series(path)[1]) == 4
+    with ImageWriter(path, "run") as writer:
+        for series, frames in ((2, truth.images), (3, np.ones((1, 9, 4), dtype=np.complex64))):
+            for number, pixels in enumerate(frames):
+                writer.write(ismrmrd.Image.from_array(pixels, transpose=False, image_series_index=series, image_index=number + 1))
+    assert evaluate(path, scan)["psnr_db"] > 60
+
+
 def test_a_slope_of_each_image_counts(tmp_path, truth, scan):
     magnitude = np.abs(truth.images)
     for number, frame in enumerate(magnitude):
