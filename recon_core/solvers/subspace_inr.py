@@ -99,7 +99,9 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         stronger = [value for value in STRENGTHS if value > (settings.strength or 0.0)][:1]
         if asked.strength is None and stronger and (stronger[0], settings.noisy) not in {(other.strength, other.noisy) for other in tried}:
             return [dataclasses.replace(settings, strength=stronger[0])]
-        if asked.noisy is None and not any(other.noisy for other in tried):
+        # Data that want the lowest threshold are not limited by noise.
+        limited = settings.strength is None or settings.strength > STRENGTHS[0] or asked.strength is not None
+        if asked.noisy is None and limited and not any(other.noisy for other in tried):
             return [dataclasses.replace(settings, noisy=True)]
         known = {FIELD_SHARES[-1] if other.field is None else other.field for other in tried}
         return [dataclasses.replace(settings, field=value) for value in FIELD_SHARES if asked.field is None and value not in known]
