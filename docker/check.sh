@@ -65,8 +65,10 @@ expect_read_only() {
     grep -q 'Read-only file system' "$work/touch.log" || { cat "$work/touch.log" >&2; exit 1; }
     echo "user $1, root file system read-only"
 }
+put() { runc --root "$work/runc" exec "$container" sh -c 'cat > "$1"' put "$2" < "$1"; }
+scan() { inside gadgetron-inr --quiet simulate cardiac /tmp/scan.h5 --matrix 32 --frames 8 --coils 3; }
 replay() {
-    inside gadgetron-inr --quiet simulate cardiac /tmp/scan.h5 --matrix 32 --frames 8 --coils 3
+    scan
     inside gadgetron-inr --quiet replay /tmp/scan.h5 -c cardiac.xml -o /tmp/out.h5 -s solver=cg_sense -t 60000
 }
 
@@ -86,16 +88,22 @@ check_server() {
 
 check_gadgetron() {
     build stand-in docker/Dockerfile.stand-in localhost/base
-    build gadgetron docker/Dockerfile.gadgetron localhost/stand-in --build-arg VARIANT=cpu --build-arg EXTRAS=
-    say "run the package in Gadgetron's environment"
-    start gadgetron gadgetron-inr serve
+    build gadgetron docker/Dockerfile.gadgetron localhost/stand-in --build-arg VARIANT=cpu --build-arg EXTRAS=metrics
+    say "run the resident node in Gadgetron's environment"
+    # As the node of compose.yaml is started.
+    start gadgetron gadgetron-inr serve --node --host 127.0.0.1 --port 18000 --metrics-host 0.0.0.0 --metrics-port 9464
     expect_read_only 1000
     inside python -m pip list --format=freeze > "$work/gadgetron.versions"
     for version in numpy==1.26.4 scipy==1.13.1 ismrmrd==1.14.0 gadgetron==1.4.1; do
         grep -x "$version" "$work/gadgetron.versions" || { echo "error: $version was changed" >&2; exit 1; }
     done
-    inside gadgetron-inr chain check /opt/conda/envs/gadgetron/share/gadgetron/config/inr_cardiac.xml > /dev/null
-    replay
+    say "scans through the installed chains: a node started anew, the resident one"
+    put tests/wire/stand_in.py /tmp/stand_in.py
+    put docker/through_gadgetron.py /tmp/through_gadgetron.py
+    scan
+    inside python /tmp/through_gadgetron.py /opt/conda/envs/gadgetron /tmp/scan.h5 /tmp/out.h5 inr_cardiac.xml inr_cardiac_connect.xml
+    inside gadgetron-inr replay -a 127.0.0.1 -Q gadgetron::version -p 18000 -t 15000
+    inside python -c 'import urllib.request as u; print("healthz:", u.urlopen("http://127.0.0.1:9464/healthz", timeout=9).read().decode().strip())'
     stop
 }
 

@@ -1,6 +1,6 @@
 """What a server counts, and where Prometheus reads it: ``serve --metrics-port``.
 
-The endpoint serves ``/metrics`` and ``/healthz`` on loopback. Without one nothing is counted (:data:`NO_METRICS`).
+The endpoint serves ``/metrics`` and ``/healthz``, on loopback unless told otherwise. Without one nothing is counted (:data:`NO_METRICS`).
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ class PrometheusMetrics(Metrics):
             load=counted(application.load),
             parse=counted(application.parse),
             node_settings=counted(application.node_settings),
+            permit=counted(application.permit),
             run=run,
         )
 
@@ -161,17 +162,18 @@ def _gpu_memory() -> float:
 
 
 class MetricsServer:
-    """``/metrics`` and ``/healthz`` over HTTP on loopback; a context manager.
+    """``/metrics`` and ``/healthz`` over HTTP; a context manager.
 
     Args:
         metrics: what to show.
         port: 0 takes a free one, see :attr:`port`.
+        host: address to listen at; they tell counts and times, nothing of a scan's content.
 
     Raises:
         ReconError: the port cannot be listened at.
     """
 
-    def __init__(self, metrics: PrometheusMetrics, port: int) -> None:
+    def __init__(self, metrics: PrometheusMetrics, port: int, host: str = "127.0.0.1") -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if self.path.split("?")[0] == "/metrics":
@@ -192,9 +194,11 @@ class MetricsServer:
                 """A look at the metrics every few seconds is not worth a line."""
 
         try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+            self._server = ThreadingHTTPServer((host, port), Handler)
         except OSError as error:
-            raise ReconError("--metrics-port", f"cannot listen at {port} ({error.strerror or error})", "Choose another port.") from error
+            raise ReconError(
+                "--metrics-port", f"cannot listen at {host}:{port} ({error.strerror or error})", "Choose another port."
+            ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
 
     @property

@@ -35,6 +35,7 @@ def run(connection: Any, application: Application | None = None) -> None:
         try:
             chosen = application or default_application()
             settings = chosen.node_settings(node_properties(_text(connection.raw_bytes.config)))
+            chosen.permit(settings)
             exchange.relay(chosen.run(settings, _text(connection.raw_bytes.header), exchange.items(), exchange.report))
         except DisconnectedError as error:
             logger.error("%s", error)

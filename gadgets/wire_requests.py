@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import ismrmrd
 
+from gadgets import permissions
 from gadgets.chain import node_properties
 from gadgets.grammar import WORKER_LIBRARY, properties_of
 from gadgets.metrics import NO_METRICS, Metrics
@@ -47,20 +48,36 @@ class Application:
         parse: a chain from XML and a name to call it.
         node_settings: settings from a node's properties.
         run: settings, header XML, readouts and waveforms, report → images.
+        permit: raises for settings of a peer that it may not choose; those of a chain on this machine are not asked about.
     """
 
     load: Callable[[str], HostedChain]
     parse: Callable[[str, str], HostedChain]
     node_settings: Callable[[Mapping[str, str]], Any]
     run: Callable[[Any, str, Iterable[Any], Callable[[str], None]], Iterator[ismrmrd.Image]]
+    permit: Callable[[Any], None] = lambda settings: None
 
 
-def default_application(metrics: Metrics = NO_METRICS) -> Application:
-    """The package's own chains, settings and stages; what happens while a scan runs is counted in ``metrics``."""
+def default_application(metrics: Metrics = NO_METRICS, executors: Iterable[str] = ()) -> Application:
+    """The package's own chains, settings and stages.
+
+    Args:
+        metrics: counts what happens while a scan runs.
+        executors: Dask schedulers that a peer may name, besides those of the environment.
+
+    Raises:
+        SettingError: an address of a scheduler that is none.
+    """
     # Imported here: the stages bring torch, which a node or server that refuses a scan does not need.
     from gadgets import chain, settings, stages
 
-    return Application(chain.load_known, chain.parse, settings.chain_settings, functools.partial(stages.run, metrics=metrics))
+    return Application(
+        chain.load_known,
+        chain.parse,
+        settings.chain_settings,
+        functools.partial(stages.run, metrics=metrics),
+        functools.partial(permissions.check, allowed=permissions.listed(executors)),
+    )
 
 
 class Form(enum.Enum):
@@ -137,21 +154,22 @@ def resolve(request: Request, application: Application, name: str | None, overri
         overrides: properties that an MRD console set.
 
     Raises:
-        SettingError: unknown chain or property, value out of range, a gadget that cannot be hosted.
+        SettingError: unknown chain or property, value out of range, a gadget that cannot be hosted, a value that no peer may choose.
     """
-    if name is not None:
-        chain = application.load(name)
-    elif request.form is Form.NODE:
-        properties = node_properties(request.text)
-        return "node", application.node_settings({**properties, **overrides})
+    if name is not None or request.form is Form.NAME:
+        # Its file lies here, and a console sets none of what a peer may not choose.
+        chain = application.load(name or request.text)
+        return chain.name, chain.settings(overrides)
+    if request.form is Form.NODE:
+        title, settings = "node", application.node_settings({**node_properties(request.text), **overrides})
     elif request.form is Form.WORKER:
         chain, properties = _worker_chain(request.text, application)
-        overrides = {**properties, **overrides}
-    elif request.form is Form.NAME:
-        chain = application.load(request.text)
+        title, settings = chain.name, chain.settings({**properties, **overrides})
     else:
         chain = application.parse(request.text, "sent chain")
-    return chain.name, chain.settings(overrides)
+        title, settings = chain.name, chain.settings(overrides)
+    application.permit(settings)
+    return title, settings
 
 
 def _worker_chain(text: str, application: Application) -> tuple[HostedChain, dict[str, str]]:

@@ -76,10 +76,11 @@ def run(args: argparse.Namespace) -> int:
     if args.timeout < 1 or args.loops < 1:
         field = "-t" if args.timeout < 1 else "-l"
         raise SettingError(field, "is below 1", "Give a value of at least 1.")
-    with _address(args) as (host, port):
-        if args.info is not None:
+    if args.info is not None:
+        with _address(args) as (host, port):
             return _print_answer(client.ask(host, port, args.info, 1e-3 * args.timeout))
-        config, tick_ms = configuration(args.config, args.config_local, overrides)
+    config, tick_ms = configuration(args.config, args.config_local, overrides)
+    with _address(args, config) as (host, port):
         if args.query:
             return _print_answer(client.query(host, port, config, 1e-3 * args.timeout))
         for number in range(args.loops):
@@ -107,14 +108,19 @@ def _refuse_other_forms(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _address(args: argparse.Namespace) -> Iterator[tuple[str, int]]:
-    """Where the server is: the given one, or one of our own for the time being."""
+def _address(args: argparse.Namespace, config: ConfigFile | ConfigScript | None = None) -> Iterator[tuple[str, int]]:
+    """Where the server is: the given one, or one of our own for the time being, which may use the scheduler that this replay names."""
     if not args.serve:
         yield args.address, args.port
         return
     from gadgets.server import Server
+    from gadgets.settings import LOCAL
+    from gadgets.stream import ConfigScript
+    from gadgets.wire_requests import default_application
 
-    with Server("127.0.0.1", 0) as server:
+    executor = _properties(config.text, "sent chain").get("executor", LOCAL) if isinstance(config, ConfigScript) else LOCAL
+    application = None if executor == LOCAL else default_application(executors=[executor])
+    with Server("127.0.0.1", 0, application=application) as server:
         yield "127.0.0.1", server.port
 
 

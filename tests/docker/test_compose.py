@@ -38,7 +38,8 @@ def test_services_are_confined(name):
 
 def test_only_gadgetron_is_published_and_only_to_this_machine():
     published = {name: [plain(port) for port in service.get("ports", [])] for name, service in SERVICES.items()}
-    assert published == {"gadgetron": ["127.0.0.1:9002:9002"], "node": []}
+    # The node shares Gadgetron's network, so its metrics are published there.
+    assert published == {"gadgetron": ["127.0.0.1:9002:9002", "127.0.0.1:9464:9464"], "node": []}
 
 
 def test_the_node_is_where_the_chain_looks_for_it():
@@ -47,6 +48,9 @@ def test_the_node_is_where_the_chain_looks_for_it():
     assert node["network_mode"] == "service:gadgetron"
     args = build_parser().parse_args(node["command"])
     assert (args.command, args.node, args.host) == ("serve", True, "127.0.0.1")
+    assert (args.metrics_host, args.metrics_port) == ("0.0.0.0", 9464)
+    for services in (SERVICES, GPU["services"]):
+        assert "metrics" in plain(services["gadgetron"]["build"]["args"]["EXTRAS"]).split(",")
     text = chain.read_text(Path(chain.__file__).parents[1] / "pipelines" / "cardiac_connect.xml")
     assert f'<connect address="localhost" port="{args.port}"/>' in text
 

@@ -46,7 +46,7 @@ def test_packaged_chains_are_found_by_name_and_hold_valid_properties():
         assert chain.load(application).settings().solver == chain.load(f"{application}_connect").settings().solver == solver
 
 
-@pytest.mark.parametrize("name", ["cardiac", "cine"])
+@pytest.mark.parametrize("name", sorted(SOLVERS))
 def test_execute_and_connect_forms_differ_only_in_the_form(name):
     execute, connect = chain.load(name), chain.load(f"{name}_connect")
     assert (execute.form, execute.address, execute.port) == ("execute", None, None)
