@@ -93,7 +93,7 @@ check_gadgetron() {
     # As the node of compose.yaml is started.
     start gadgetron gadgetron-inr serve --node --host 127.0.0.1 --port 18000 --metrics-host 0.0.0.0 --metrics-port 9464
     expect_read_only 1000
-    inside python -m pip list --format=freeze > "$work/gadgetron.versions"
+    inside python -m pip --no-cache-dir list --format=freeze > "$work/gadgetron.versions"
     for version in numpy==1.26.4 scipy==1.13.1 ismrmrd==1.14.0 gadgetron==1.4.1; do
         grep -x "$version" "$work/gadgetron.versions" || { echo "error: $version was changed" >&2; exit 1; }
     done
