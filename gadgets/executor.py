@@ -1,6 +1,7 @@
 """Where a scan's problems are fitted: one after another in this process, or side by side on the workers of a Dask scheduler.
 
-Slices, contrasts and sets are independent fits, so both give the same images in the same order.
+Slices, contrasts and sets are independent fits, and the slices of a stack of stars are once their temporal basis is known, so both give
+the same images in the same order.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib import util
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -18,7 +20,7 @@ from gadgets.settings import LOCAL, ChainSettings
 from recon_core.errors import MissingPartError, ReconError
 from recon_core.problem import KSpaceProblem
 from recon_core.reconstruct import Reconstruction, ReconstructionSettings
-from recon_core.slices import reconstruct_slices
+from recon_core.slices import Parts, in_turn, slice_parts
 
 logger = logging.getLogger(__name__)
 
@@ -73,19 +75,15 @@ class Method:
     common: ReconstructionSettings
     solver_settings: dict[str, Any]
 
-    def run(
-        self,
-        problem: KSpaceProblem | tuple[KSpaceProblem, ...],
-        progress: Callable[[str], None] | None,
-        coils: int | None = None,
-        times: Tensor | None = None,
-    ) -> Reconstruction:
-        """Reconstruct one problem, or the slices of one volume, with another number of virtual coils or at other times where given."""
-        common = self.common if coils is None else dataclasses.replace(self.common, coils=coils)
-        if isinstance(problem, tuple):
-            return reconstruct_slices(problem, common, self.solver_settings, progress)
-        wanted = {} if times is None else {"times": times}
-        return self.reconstruct(problem, common, dict(self.solver_settings), progress, **wanted)
+    def parts(self, task: Task[Any]) -> Parts:
+        """The work on a problem: one part, or those of a volume slice by slice."""
+        common = self.common if task.coils is None else dataclasses.replace(self.common, coils=task.coils)
+        if isinstance(task.problem, tuple):
+            return (yield from slice_parts(task.problem, common, self.solver_settings))
+        wanted: dict[str, Any] = {} if task.times is None else {"times": task.times}
+        result: Reconstruction
+        (result,) = yield [partial(self.reconstruct, task.problem, common, dict(self.solver_settings), **wanted)]
+        return result
 
 
 class SchedulerAwayError(ReconError):
@@ -134,7 +132,7 @@ def execute(
 
 def _locally(tasks: Iterable[Task[T]], method: Method, report: Callable[[str], None]) -> Iterator[tuple[T, Reconstruction]]:
     for task in tasks:
-        yield task.tag, method.run(task.problem, report, task.coils, task.times)
+        yield task.tag, in_turn(method.parts(task), report)
 
 
 def _noted(result: Reconstruction, note: str) -> Reconstruction:

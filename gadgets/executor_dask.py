@@ -1,9 +1,9 @@
 """Problems of a scan on the workers of a Dask scheduler.
 
 Scheduler and workers are Dask's own, started by Dask's own deployments; they need this package, in the version of this process.
-A problem travels inside its task, so it lies with the scheduler and outlives the worker that had it. Dask itself gives the tasks of a
-worker that died to another one. A worker that hangs is found here: a problem of which nothing was heard for ``executor_patience_s`` is
-done again elsewhere, and whichever is ready first counts.
+A problem is one part of work, a volume in slices has many. A part travels with all it needs inside its task, so it lies with the scheduler
+and outlives the worker that had it. Dask itself gives the tasks of a worker that died to another one. A worker that hangs is found here: a
+part of which nothing was heard for ``executor_patience_s`` is done again elsewhere, and whichever is ready first counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pickle
 import queue
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
@@ -25,6 +25,7 @@ from gadgets.executor import Method, SchedulerAwayError, Task
 from gadgets.settings import ChainSettings
 from recon_core.errors import DataError, MissingPartError, ReconError
 from recon_core.reconstruct import Reconstruction
+from recon_core.slices import Part, Parts
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,11 @@ T = TypeVar("T")
 
 
 def work(payload: bytes, version: str, topic: str, attempt: str) -> bytes:
-    """Reconstruct one problem on a worker, telling each step to the topic.
+    """Do one part on a worker, telling each step to the topic.
 
     Raises:
         DataError: the worker has another version of this package.
-        ReconError: what the method raises.
+        ReconError: what the part raises.
     """
     own = metadata.version("gadgetron-inr")
     worker = distributed.get_worker()
@@ -59,13 +60,13 @@ def work(payload: bytes, version: str, topic: str, attempt: str) -> bytes:
         worker.log_event(topic, {"attempt": attempt, "worker": worker.address, "line": line})
 
     tell("")
-    method, problem, coils, times = pickle.loads(payload)
-    return pickle.dumps(method.run(problem, tell, coils, times), protocol=5)
+    part: Part = pickle.loads(payload)
+    return pickle.dumps(part(tell), protocol=5)
 
 
 @dataclasses.dataclass(eq=False)
 class _Attempt:
-    """One try at a problem.
+    """One try at a part.
 
     Attributes:
         worker: where it began; empty before it has.
@@ -78,12 +79,23 @@ class _Attempt:
 
 
 @dataclasses.dataclass(eq=False)
-class _Running(Generic[T]):
-    """A task that was handed out: every try at it, and its result once there is one."""
+class _Piece:
+    """A part that was handed out: every try at it, and its result once it is done."""
 
-    task: Task[T]
+    name: str
     payload: bytes
     attempts: dict[str, _Attempt] = dataclasses.field(default_factory=dict)
+    done: bool = False
+    result: Any = None
+
+
+@dataclasses.dataclass(eq=False)
+class _Running(Generic[T]):
+    """A task that was taken up: its parts that were handed out last, and its result once there is one."""
+
+    task: Task[T]
+    parts: Parts
+    pieces: list[_Piece] = dataclasses.field(default_factory=list)
     result: Reconstruction | None = None
 
 
@@ -124,12 +136,13 @@ class DaskRun(Generic[T]):
             exhausted = False
             while True:
                 self._look(client)
-                while not exhausted and sum(r.result is None for r in self._running) < self._slots:
+                while not exhausted and len(self._open()) < self._slots:
                     task = next(tasks, None)
                     if task is None:
                         exhausted = True
                         break
-                    self._hand_out(client, task)
+                    self._running.append(_Running(task, self._method.parts(task)))
+                    self._go_on(client, self._running[-1])
                 self._listen()
                 self._collect(client)
                 self._redo_silent(client)
@@ -145,6 +158,10 @@ class DaskRun(Generic[T]):
     def left(self) -> list[Task[T]]:
         """Tasks that were handed out and whose results were not yielded."""
         return [running.task for running in self._running]
+
+    def _open(self) -> list[_Piece]:
+        """Parts that were handed out and are not done."""
+        return [piece for running in self._running for piece in running.pieces if not piece.done]
 
     @property
     def _slots(self) -> int:
@@ -198,18 +215,28 @@ class DaskRun(Generic[T]):
             "executor", f"the Dask scheduler at {self._settings.executor} went away ({error})", "Send the scan again."
         )
 
-    def _hand_out(self, client: distributed.Client, task: Task[T]) -> None:
-        running = _Running(task, pickle.dumps((self._method, task.problem, task.coils, task.times), protocol=5))
-        self._running.append(running)
-        self._submit(client, running)
+    def _go_on(self, client: distributed.Client, running: _Running[T]) -> None:
+        """Hand out a task's next parts, or take its result where there are none left."""
+        results = [piece.result for piece in running.pieces]
+        try:
+            wanted: Sequence[Part] = running.parts.send(results) if running.pieces else next(running.parts)
+        except StopIteration as end:
+            running.pieces, running.result = [], end.value
+            self._done += 1
+            working = sum(r.result is None for r in self._running)
+            self._report(f"{running.task.name}done ({self._done} problems done, {working} running on {len(self._threads)} workers)")
+            return
+        running.pieces = [_Piece(running.task.name, pickle.dumps(part, protocol=5)) for part in wanted]
+        for piece in running.pieces:
+            self._submit(client, piece)
 
-    def _submit(self, client: distributed.Client, running: _Running[T], workers: list[str] | None = None) -> None:
+    def _submit(self, client: distributed.Client, piece: _Piece, workers: list[str] | None = None) -> None:
         attempt = str(uuid.uuid4())
-        # The problem in the task is what makes it survive a worker; Dask would warn of its size.
+        # The part in the task is what makes it survive a worker; Dask would warn of its size.
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": _ANY_SIZE}):
             future = client.submit(
                 work,
-                running.payload,
+                piece.payload,
                 self._version,
                 self._topic,
                 attempt,
@@ -218,7 +245,7 @@ class DaskRun(Generic[T]):
                 workers=workers,
                 resources=self._resources or None,
             )
-        running.attempts[attempt] = _Attempt(future, time.monotonic())
+        piece.attempts[attempt] = _Attempt(future, time.monotonic())
         future.add_done_callback(self._wake)
 
     def _hear(self, event: tuple[float, dict[str, str]]) -> None:
@@ -238,16 +265,16 @@ class DaskRun(Generic[T]):
             except queue.Empty:
                 return
             wait = 0.001
-            for running in self._running:
-                attempt = running.attempts.get(word.get("attempt", ""))
-                if attempt is None or running.result is not None:
+            for piece in self._open():
+                attempt = piece.attempts.get(word.get("attempt", ""))
+                if attempt is None:
                     continue
                 attempt.heard = time.monotonic()
                 if attempt.worker not in ("", word["worker"]):
-                    self._report(f"{running.task.name}worker {attempt.worker} was lost, begun again on {word['worker']}")
+                    self._report(f"{piece.name}worker {attempt.worker} was lost, begun again on {word['worker']}")
                 attempt.worker = word["worker"]
                 if word["line"]:
-                    self._report(f"{running.task.name}{word['line']}")
+                    self._report(f"{piece.name}{word['line']}")
 
     def _collect(self, client: distributed.Client) -> None:
         """Fetch what is ready.
@@ -256,61 +283,54 @@ class DaskRun(Generic[T]):
             ReconError: a task failed.
             SchedulerAwayError: the scheduler went away.
         """
-        for running in self._running:
-            if running.result is not None:
-                continue
-            for number, attempt in list(running.attempts.items()):
+        for piece in self._open():
+            for number, attempt in list(piece.attempts.items()):
                 status = attempt.future.status
-                if status == "finished" and self._fetch(client, running, number):
+                if status == "finished" and self._fetch(client, piece, number):
                     break
                 if status == "error":
-                    self._fail(running, attempt)
+                    self._fail(piece, attempt)
                 if status in ("cancelled", "lost"):
                     raise self._lost(status)
+        for running in self._running:
+            if running.result is None and all(piece.done for piece in running.pieces):
+                self._go_on(client, running)
 
-    def _fetch(self, client: distributed.Client, running: _Running[T], number: str) -> bool:
+    def _fetch(self, client: distributed.Client, piece: _Piece, number: str) -> bool:
         """Whether the result of an attempt could be had."""
         try:
-            packed = running.attempts[number].future.result(timeout=self._settings.executor_patience_s)
+            packed = piece.attempts[number].future.result(timeout=self._settings.executor_patience_s)
         except _AWAY:
             # Its worker died or froze between fit and delivery.
-            self._report(f"{running.task.name}result not delivered in {self._settings.executor_patience_s:g} s: done again")
-            del running.attempts[number]
-            self._submit(client, running)
+            self._report(f"{piece.name}result not delivered in {self._settings.executor_patience_s:g} s: done again")
+            del piece.attempts[number]
+            self._submit(client, piece)
             return False
-        running.result = pickle.loads(packed)
-        self._settle(client, running)
+        piece.done, piece.result = True, pickle.loads(packed)
+        client.cancel([a.future for a in piece.attempts.values()], force=True)
+        piece.attempts.clear()
+        piece.payload = b""
         return True
 
-    def _settle(self, client: distributed.Client, running: _Running[T]) -> None:
-        self._done += 1
-        working = sum(r.result is None for r in self._running)
-        self._report(f"{running.task.name}done ({self._done} problems done, {working} running on {len(self._threads)} workers)")
-        client.cancel([a.future for a in running.attempts.values()], force=True)
-        running.attempts.clear()
-        running.payload = b""
-
-    def _fail(self, running: _Running[T], attempt: _Attempt) -> None:
+    def _fail(self, piece: _Piece, attempt: _Attempt) -> None:
         error = attempt.future.exception()
         if isinstance(error, ReconError):
             raise error
         raise ReconError(
             "executor",
-            f"{running.task.name}{type(error).__name__}: {error}",
+            f"{piece.name}{type(error).__name__}: {error}",
             "See the worker's log; a worker that dies often lacks memory.",
         ) from error
 
     def _redo_silent(self, client: distributed.Client) -> None:
-        """Have problems done elsewhere whose worker has said nothing for too long.
+        """Have parts done elsewhere whose worker has said nothing for too long.
 
         Raises:
             ReconError: there is no other worker.
         """
         now = time.monotonic()
         silent = [
-            r
-            for r in self._running
-            if r.result is None and all(now - a.heard > self._settings.executor_patience_s for a in r.attempts.values())
+            piece for piece in self._open() if all(now - a.heard > self._settings.executor_patience_s for a in piece.attempts.values())
         ]
         if not silent:
             return
@@ -319,32 +339,32 @@ class DaskRun(Generic[T]):
         except _AWAY as error:
             raise self._lost(error) from error
         holders = {key: worker for worker, keys in processing.items() for key in keys}
-        for running in silent:
+        for piece in silent:
             tried: set[str] = set()
             waiting = False
-            for attempt in running.attempts.values():
+            for attempt in piece.attempts.values():
                 worker = attempt.worker or holders.get(attempt.future.key, "")
                 if not worker or (not attempt.worker and self._speaks(worker, now)):
-                    # Not begun: it waits its turn, at the scheduler or behind a problem that goes on.
+                    # Not begun: it waits its turn, at the scheduler or behind a part that goes on.
                     attempt.heard = now
                     waiting = True
                 tried.add(worker)
             if waiting:
                 continue
             others = sorted(set(self._threads) - tried)
-            words = f"{running.task.name}no word for {self._settings.executor_patience_s:g} s from {', '.join(sorted(tried))}"
+            words = f"{piece.name}no word for {self._settings.executor_patience_s:g} s from {', '.join(sorted(tried))}"
             if not others:
                 raise ReconError("executor", words, "Start more workers, or raise executor_patience_s.")
             self._report(f"{words}: done again elsewhere")
-            self._submit(client, running, others)
+            self._submit(client, piece, others)
 
     def _speaks(self, worker: str, now: float) -> bool:
         return any(
-            a.worker == worker and now - a.heard <= self._settings.executor_patience_s for r in self._running for a in r.attempts.values()
+            a.worker == worker and now - a.heard <= self._settings.executor_patience_s for p in self._open() for a in p.attempts.values()
         )
 
     def _close(self, client: distributed.Client) -> None:
-        futures = [a.future for r in self._running for a in r.attempts.values()]
+        futures = [a.future for piece in self._open() for a in piece.attempts.values()]
         try:
             if futures and client.status == "running":
                 client.cancel(futures, force=True)

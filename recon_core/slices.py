@@ -1,10 +1,14 @@
-"""A volume slice by slice: settings chosen once, one temporal basis from all slices, frozen, only spatial bases a slice."""
+"""A volume slice by slice: settings chosen once, one temporal basis from all slices, frozen, only spatial bases a slice.
+
+The work is cut into parts that need nothing of each other, so that they can be done one after another or on several machines.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,17 +20,23 @@ from recon_core.errors import DataError
 from recon_core.operators.nufft import resolve_engine
 from recon_core.options import build
 from recon_core.problem import ImageSeries, KSpaceProblem
-from recon_core.reconstruct import Reconstruction, ReconstructionSettings, choose, resolve_device, run
+from recon_core.reconstruct import Chosen, Reconstruction, ReconstructionSettings, choose, resolve_device, run
 from recon_core.solvers.base import Solver
 from recon_core.solvers.registry import solver_class
 from recon_core.solvers.subspace import SubspaceSettings, SubspaceSolver
+
+Report = Callable[[str], None]
+Part = Callable[[Report], Any]
+"""A piece of work that needs nothing but itself, and can be pickled: called with what takes its short lines."""
+Parts = Generator[list[Part], list[Any], Reconstruction]
+"""Work in parts: yields what can be done side by side, is sent the results in that order, returns the reconstruction."""
 
 
 def reconstruct_slices(
     slices: Sequence[KSpaceProblem],
     settings: ReconstructionSettings,
     solver_settings: Mapping[str, Any] | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Report | None = None,
 ) -> Reconstruction:
     """Reconstruct the slices of a volume that were decoupled along kz.
 
@@ -48,50 +58,57 @@ def reconstruct_slices(
         DataError: the data cannot be used.
         MissingPartError: a device or engine asked for is absent.
     """
+    return in_turn(slice_parts(slices, settings, solver_settings), progress)
+
+
+def in_turn(parts: Parts, progress: Report | None = None) -> Reconstruction:
+    """Do work in parts here, one after another."""
+    report = progress or _silent
+    try:
+        wanted = next(parts)
+        while True:
+            wanted = parts.send([part(report) for part in wanted])
+    except StopIteration as end:
+        result: Reconstruction = end.value
+        return result
+
+
+def slice_parts(
+    slices: Sequence[KSpaceProblem], settings: ReconstructionSettings, solver_settings: Mapping[str, Any] | None = None
+) -> Parts:
+    """The work of :func:`reconstruct_slices`: the choice, then the low-resolution series, then the slices."""
     started = time.perf_counter()
-    tell = progress or _silent
-    device = resolve_device(settings.device)
-    engine = resolve_engine(settings.engine, device)
-    cls = solver_class(settings.solver)
-    chosen: Any = build(cls.Settings, dict(solver_settings or {}), prefix="solver.")
     if not slices:
         raise DataError("slices", "none", "Give at least one.")
+    cls = solver_class(settings.solver)
+    asked: Any = build(cls.Settings, dict(solver_settings or {}), prefix="solver.")
     cls.suits(slices[0])
     brightest = max(range(len(slices)), key=lambda n: float(slices[n].samples.abs().square().sum(dtype=torch.float64)))
-    notes = [f"{cls.name} on {device.type}, {engine}, slice by slice"]
-    choice = choose(cls, chosen, slices[brightest].to(device), settings, engine, progress)
-    chosen, limit = choice.settings, choice.limit
-    if choice.note:
-        notes.append(f"slice {brightest}: {choice.note}")
+    choice: Chosen
+    (choice,) = yield [partial(_choose, slices[brightest], asked, settings)]
+    notes = [f"slice {brightest}: {choice.note}"] if choice.note else []
     selected = time.perf_counter()
-    previous: Solver[Any] | None = None
-    if isinstance(chosen, SubspaceSettings) and issubclass(cls, SubspaceSolver):
-        previous = frozen(cls, chosen, *common_basis(slices, chosen, device, engine))
-        notes.append(f"one temporal basis of {previous.temporal.shape[0]} components from all {len(slices)} slices")
+    basis: tuple[Tensor, Tensor] | None = None
+    if isinstance(choice.settings, SubspaceSettings) and issubclass(cls, SubspaceSolver):
+        small = yield [partial(_low_resolution, problem, choice.settings, settings) for problem in slices]
+        basis = temporal_basis(torch.cat(small, dim=1), choice.settings.rank)
+        notes.append(f"one temporal basis of {basis[0].shape[0]} components from all {len(slices)} slices")
     based = time.perf_counter()
-    volumes: Tensor | None = None
-    latents: Tensor | None = None
-    for number, problem in enumerate(slices):
-        calibrated, _ = calibrate(problem.to(device), settings.coils, engine)
-        solver = cls(chosen, engine=engine, seed=settings.seed)
-        solver.limit = limit
-        solver.start(calibrated, previous)
-        run(solver)
-        series = solver.images()
-        if volumes is None:
-            volumes = torch.empty((series.images.shape[0], len(slices), *problem.shape), dtype=torch.complex64)
-        volumes[:, number] = series.images.cpu()
-        if previous is not None and series.latents is not None:
-            latents = series.latents.cpu()
-        tell(f"{cls.name}: slice {number + 1} of {len(slices)}")
-    if volumes is None:
-        raise DataError("slices", "none", "Give at least one.")
+    fits = yield [
+        partial(_fit, problem, choice, basis, settings, f"slice {number + 1} of {len(slices)}") for number, problem in enumerate(slices)
+    ]
+    latents = fits[-1][0].latents if basis is not None else None
+    where = sorted({place for _, place in fits})
+    volumes = torch.empty((fits[0][0].images.shape[0], len(slices), *slices[0].shape), dtype=torch.complex64)
+    for number in range(len(slices)):
+        # Taken out, so that the images are held once only.
+        volumes[:, number] = fits.pop(0)[0].images
     finished = time.perf_counter()
+    notes.insert(0, f"{cls.name} on {'; '.join(where)}, slice by slice")
     report = {
         "solver": cls.name,
-        "engine": engine,
-        "device": str(device),
-        "settings": dataclasses.asdict(chosen),
+        "where": where,
+        "settings": dataclasses.asdict(choice.settings),
         "tried": choice.tried,
         "seconds": {
             "selection": selected - started,
@@ -103,17 +120,45 @@ def reconstruct_slices(
     return Reconstruction(ImageSeries(volumes, slices[0].frame_times, latents, tuple(notes)), report)
 
 
-def common_basis(
-    slices: Sequence[KSpaceProblem], settings: SubspaceSettings, device: torch.device | str, engine: str = "auto"
-) -> tuple[Tensor, Tensor]:
-    """Temporal basis V of all slices together, float32 ``[K, frame]``, and its singular values."""
-    small = [
-        low_resolution_series(
-            problem.to(device), settings.basis_width, settings.basis_strength, settings.basis_steps, settings.basis_coils, engine
-        ).flatten(1)
-        for problem in slices
-    ]
-    return temporal_basis(torch.cat(small, dim=1), settings.rank)
+def _place(settings: ReconstructionSettings) -> tuple[torch.device, str]:
+    """Device and NUFFT engine of the process that asks."""
+    device = resolve_device(settings.device)
+    return device, resolve_engine(settings.engine, device)
+
+
+def _choose(problem: KSpaceProblem, asked: Any, settings: ReconstructionSettings, report: Report) -> Chosen:
+    device, engine = _place(settings)
+    return choose(solver_class(settings.solver), asked, problem.to(device), settings, engine, report)
+
+
+def _low_resolution(problem: KSpaceProblem, chosen: SubspaceSettings, settings: ReconstructionSettings, report: Report) -> Tensor:
+    """complex64 ``[frame, pixel]``."""
+    device, engine = _place(settings)
+    return (
+        low_resolution_series(problem.to(device), chosen.basis_width, chosen.basis_strength, chosen.basis_steps, chosen.basis_coils, engine)
+        .flatten(1)
+        .cpu()
+    )
+
+
+def _fit(
+    problem: KSpaceProblem, choice: Chosen, basis: tuple[Tensor, Tensor] | None, settings: ReconstructionSettings, name: str, report: Report
+) -> tuple[ImageSeries, str]:
+    """Images of one slice, and where they were made."""
+    device, engine = _place(settings)
+    cls = solver_class(settings.solver)
+    previous: Solver[Any] | None = None
+    if basis is not None and issubclass(cls, SubspaceSolver):
+        previous = frozen(cls, choice.settings, *(part.to(device) for part in basis))
+    calibrated, _ = calibrate(problem.to(device), settings.coils, engine)
+    solver = cls(choice.settings, engine=engine, seed=settings.seed)
+    solver.limit = choice.limit
+    solver.start(calibrated, previous)
+    run(solver)
+    series = solver.images()
+    report(f"{cls.name}: {name}")
+    latents = None if series.latents is None else series.latents.cpu()
+    return dataclasses.replace(series, images=series.images.cpu(), latents=latents), f"{device.type}, {engine}"
 
 
 def frozen(cls: type[SubspaceSolver[Any]], settings: Any, temporal: Tensor, singular: Tensor) -> SubspaceSolver[Any]:
