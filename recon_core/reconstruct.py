@@ -47,10 +47,14 @@ class Reconstruction:
     Attributes:
         series: the images.
         report: JSON-able record: solver, engine, device, chosen settings, steps, held-out errors, seconds by stage.
+        compression: complex64 ``[virtual, coil]``, from whitened coils to those of ``sensitivities``; None for slices put together.
+        sensitivities: complex64 ``[virtual, (z,) y, x]``, as estimated or as the method has learned them.
     """
 
     series: ImageSeries
     report: dict[str, Any]
+    compression: Tensor | None = None
+    sensitivities: Tensor | None = None
 
 
 def resolve_device(name: str) -> torch.device:
@@ -95,12 +99,14 @@ class HeldOut:
 
     def error(self, solver: Solver[Any]) -> float:
         """Error of the solver's images at the moments of the held-out readouts; 1.0 is the noise floor."""
+        learned = solver.coil_maps()
+        maps = self.maps if learned is None else learned
         total, weight = 0.0, 0.0
         for start in range(0, len(self.groups), _FRAMES_AT_ONCE):
             groups = self.groups[start : start + _FRAMES_AT_ONCE]
             images = solver.images(self.times[[frame for frame, *_ in groups]]).images
             for image, (_, nufft, samples, weights) in zip(images, groups, strict=True):
-                residual = nufft.forward(self.maps * image) - samples
+                residual = nufft.forward(maps * image) - samples
                 total += float((weights * residual.abs().square()).sum(dtype=torch.float64))
                 weight += float(weights.sum(dtype=torch.float64)) * samples.shape[0]
         return total / weight
@@ -277,6 +283,7 @@ def reconstruct(
     run(solver, progress)
     series = solver.images(times)
     maps = solver.maps()
+    learned = solver.coil_maps()
     finished = time.perf_counter()
     report = {
         "solver": cls.name,
@@ -301,4 +308,5 @@ def reconstruct(
         notes=(*notes, *series.notes),
         maps=tuple(dataclasses.replace(m, values=m.values.cpu()) for m in maps),
     )
-    return Reconstruction(cpu, report)
+    sensitivities = calibration.sensitivities if learned is None else learned
+    return Reconstruction(cpu, report, calibration.compression.cpu(), sensitivities.cpu())

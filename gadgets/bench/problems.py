@@ -51,6 +51,9 @@ class _Finished:
     def images(self, times: Tensor) -> ImageSeries:
         return ImageSeries(interpolate_frames(self.images_of_frames, self.frame_times, times), times)
 
+    def coil_maps(self) -> None:
+        """None: judged with the maps that were given."""
+
 
 def predicted_error(images: Tensor, everything: KSpaceProblem, withheld: Tensor, maps: Tensor) -> float:
     """Held-out error of a series, as selection measures it: density-weighted mean |residual|² over noise variance without |k| < 2.

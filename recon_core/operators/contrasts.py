@@ -116,8 +116,11 @@ class ContrastTerm:
 
     def _spectrum(self, bases: Tensor, maps: Tensor) -> Tensor:
         """``F S U`` as ``[place, K, coil · x]``."""
-        n_coils, width = maps.shape[0], maps.shape[-1]
-        return self._transform(bases[:, None] * maps[None]).reshape(self.rank, n_coils, -1, width).permute(2, 0, 1, 3).flatten(2)
+        return self._coil_spectrum(bases[:, None] * maps[None])
+
+    def _coil_spectrum(self, images: Tensor) -> Tensor:
+        """``F`` of images ``[K, coil, …]`` as ``[place, K, coil · x]``."""
+        return self._transform(images).flatten(2, -2).permute(2, 0, 1, 3).flatten(2)
 
     def cost(self, bases: Tensor, maps: Tensor) -> Tensor:
         """The data term of all x at once, differentiable; the constant included, so that it is ½‖residual‖².
@@ -161,6 +164,32 @@ class ContrastTerm:
         n_coils, width = maps_shape[0], maps_shape[-1]
         grid = spectrum.reshape(-1, self.rank, n_coils, width).permute(1, 2, 0, 3)
         return self._transform(grid.reshape(self.rank, n_coils, *self.shape[:-1], width), inverse=True)
+
+    def curvature(self, bases: Tensor, maps: Tensor, d_bases: Tensor, d_maps: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Gauss-Newton product of the data term as a function of bases and maps: ``Eᴴ G E`` along a direction, E the derivative of F S U.
+
+        Args:
+            bases: complex64 ``[K, (z,) y, x]``.
+            maps: complex64 ``[coil, (z,) y, x]``.
+            d_bases: direction of the bases.
+            d_maps: direction of the maps; None: they stand still.
+
+        Returns:
+            Parts that belong to the bases and to the maps (None where these stand still).
+        """
+        u, s, du = self._shift(bases), self._shift(maps), self._shift(d_bases)
+        ds = None if d_maps is None else self._shift(d_maps)
+        of_u, of_s = torch.empty_like(u), None if ds is None else torch.empty_like(s)
+        for part in self._chunks(maps.shape[0]):
+            s_part = s[..., part]
+            images = du[..., part][:, None] * s_part[None]
+            if ds is not None:
+                images = images + u[..., part][:, None] * ds[..., part][None]
+            back = self._back(torch.bmm(self.gram, self._coil_spectrum(images)), s_part.shape)
+            of_u[..., part] = (s_part.conj()[None] * back).sum(1)
+            if of_s is not None:
+                of_s[..., part] = (u[..., part].conj()[:, None] * back).sum(0)
+        return self._unshift(of_u), None if of_s is None else self._unshift(of_s)
 
     def normal(self, bases: Tensor, maps: Tensor) -> Tensor:
         """``Sᴴ Fᴴ G F S U``."""

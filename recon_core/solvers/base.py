@@ -101,6 +101,10 @@ class Solver(abc.ABC, Generic[S]):
         """Tissue parameters, where the method gives them."""
         return ()
 
+    def coil_maps(self) -> Tensor | None:
+        """Coil sensitivities that the method has learned, complex64 ``[coil, (z,) y, x]``; None: it takes the problem's."""
+        return None
+
     @classmethod
     def candidates(cls, settings: Any, problem: KSpaceProblem) -> list[Any]:
         """Settings among which held-out readouts choose; one entry: nothing is left to choose."""

@@ -9,16 +9,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from recon_core.operators.proximal import Fista, SpatialTv, largest_eigenvalue
 from recon_core.options import option
 from recon_core.problem import KSpaceProblem
 from recon_core.solvers.base import Solver
+from recon_core.solvers.low_rank_block import LowRankBlock
 from recon_core.solvers.quantitative import QuantitativeSettings, QuantitativeSolver
 
-SELECTED_STRENGTHS = (0.03, 0.1, 0.3)
-_DUAL_STEPS = 3
+SELECTED_STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,25 +49,24 @@ class Lrt(QuantitativeSolver[LrtSettings]):
     def start(self, problem: KSpaceProblem, previous: Solver[LrtSettings] | None = None) -> None:
         """See :class:`Solver`; a previous fit of the same protocol is the starting point."""
         super().start(problem, previous)
-        self.target = self.term.adjoint(self.sensitivities)
-        generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(self.target.shape, dtype=torch.complex64, generator=generator).to(problem.device)
-        self.lipschitz = 1.1 * largest_eigenvalue(lambda u: self.term.normal(u, self.sensitivities), noise)
-        start = torch.zeros_like(self.target)
-        if isinstance(previous, QuantitativeSolver) and previous.bases.shape == start.shape:
-            start = previous.bases.clone()
-        self.bases = start
-        self.fista = Fista(start)
-        self.prox = SpatialTv(self.target.shape, _DUAL_STEPS, problem.device)
-        strength = SELECTED_STRENGTHS[1] if self.settings.strength is None else self.settings.strength
-        # The samples are whitened: a basis that few samples determine holds noise of about one unit.
-        self.thresholds = torch.full((self.target.shape[0],), strength / self.lipschitz, device=problem.device)
+        shape = (self.basis.shape[1], *problem.shape)
+        warm = isinstance(previous, QuantitativeSolver) and tuple(previous.bases.shape) == shape
+        self._begin(previous.bases if isinstance(previous, QuantitativeSolver) and warm else None)
+
+    def start_beside(self, other: Solver[LrtSettings]) -> None:
+        """See :class:`Solver`."""
+        assert isinstance(other, Lrt)
+        self._set_up_as(other)
+        self._begin(None)
+
+    def _begin(self, start: Tensor | None) -> None:
+        strength = SELECTED_STRENGTHS[len(SELECTED_STRENGTHS) // 2] if self.settings.strength is None else self.settings.strength
+        self.block = LowRankBlock(self.term, self.sensitivities, strength, self.seed, start)
+        self.bases = self.block.bases
 
     def _update(self) -> None:
-        ahead = self.fista.ahead
-        gradient = self.term.normal(ahead, self.sensitivities) - self.target
-        self.fista.accept(self.prox(ahead - gradient / self.lipschitz, self.thresholds))
-        self.bases = self.fista.x
+        self.block.step()
+        self.bases = self.block.bases
 
 
 SOLVER = Lrt

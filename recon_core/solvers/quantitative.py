@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -66,6 +66,16 @@ class QuantitativeSolver(Solver[T]):
         self.data = HybridSamples.of(problem)
         self.term = ContrastTerm(self.data, self.basis)
         self.sensitivities = problem.sensitivities
+
+    def _set_up_as(self, other: QuantitativeSolver[Any]) -> None:
+        """Set up on the problem of another fit, sharing subspace and data term where the settings agree."""
+        if (self.settings.rank, self.settings.off_resonance) != (other.settings.rank, other.settings.off_resonance):
+            QuantitativeSolver.start(self, other.problem)
+            return
+        self.problem, self.step, self.model, self.kept = other.problem, 0, other.model, other.kept
+        self.basis, self.singular, self.data, self.term = other.basis, other.singular, other.data, other.term
+        assert other.problem.sensitivities is not None
+        self.sensitivities = other.problem.sensitivities
 
     def images(self, times: Tensor | None = None) -> ImageSeries:
         """Weighted images of contrasts (``times`` are their numbers; there is nothing between two contrasts)."""

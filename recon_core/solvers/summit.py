@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from recon_core.solvers.lorein import Lorein, LoreinSettings
+from recon_core.solvers.field_blocks import FieldBlocks, FieldSettings
 
 
-class Summit(Lorein):
+class Summit(FieldBlocks[FieldSettings]):
     """Parameter fields fitted to k-space through the signal model; no low-rank block guides them."""
 
     name = "summit"
-    Settings = LoreinSettings
+    Settings = FieldSettings
     low_rank = False
 
 

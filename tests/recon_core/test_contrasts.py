@@ -102,6 +102,27 @@ def test_gradients_in_chunks_are_autograds(monkeypatch):
     torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-3)
 
 
+def test_curvature_is_of_the_linearised_data_term(monkeypatch):
+    """``⟨d, H d⟩`` is twice the data term of E d without data, with E d = S dU + dS U written out by automatic differentiation."""
+    problem, _, maps = multi_contrast((4, 9, 10))
+    basis = signal_subspace(PROTOCOL, 4).basis
+    term = ContrastTerm(HybridSamples.of(problem), basis)
+    generator = torch.Generator().manual_seed(6)
+    bases, d_bases = torch.randn(2, 4, 4, 9, 10, dtype=torch.complex64, generator=generator)
+    d_maps = torch.randn(maps.shape, dtype=torch.complex64, generator=generator)
+    spectrum = torch.func.jvp(lambda u, s: term._spectrum(term._shift(u), term._shift(s)), (bases, maps), (d_bases, d_maps))[1]
+    wanted = float((spectrum.conj() * torch.bmm(term.gram, spectrum)).real.sum())
+    for chunk in (1 << 23, 1500):
+        monkeypatch.setattr(module, "_CHUNK", chunk)
+        of_bases, of_maps = term.curvature(bases, maps, d_bases, d_maps)
+        found = torch.vdot(d_bases.flatten(), of_bases.flatten()) + torch.vdot(d_maps.flatten(), of_maps.flatten())
+        assert float(found.real) == pytest.approx(wanted, rel=1e-4)
+        assert abs(float(found.imag)) < 1e-4 * wanted
+        still, none = term.curvature(bases, maps, d_bases, None)
+        assert none is None
+        torch.testing.assert_close(still, term.normal(d_bases, maps), rtol=1e-4, atol=1e-4)
+
+
 def test_maps_come_from_the_contrasts():
     """Contrasts of opposite phase would cancel in a time average."""
     problem, images, maps = multi_contrast((8, 20, 18), share=0.5, noise=1e-3)
