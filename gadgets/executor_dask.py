@@ -56,12 +56,17 @@ def work(payload: bytes, version: str, topic: str, attempt: str) -> bytes:
     if own != version:
         raise DataError("executor", f"worker {worker.address} has gadgetron-inr {own}, not {version}", "Install the same version on all.")
 
+    said: list[str] = []
+
     def tell(line: str) -> None:
+        if line:
+            said.append(line)
         worker.log_event(topic, {"attempt": attempt, "worker": worker.address, "line": line})
 
     tell("")
     part: Part = pickle.loads(payload)
-    return pickle.dumps(part(tell), protocol=5)
+    # A result can overtake the words before it: it brings them along.
+    return pickle.dumps((part(tell), said), protocol=5)
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,11 +76,13 @@ class _Attempt:
     Attributes:
         worker: where it began; empty before it has.
         heard: monotonic time of its last word, or of its submission.
+        passed_on: lines of its that the report got.
     """
 
     future: distributed.Future
     heard: float
     worker: str = ""
+    passed_on: int = 0
 
 
 @dataclasses.dataclass(eq=False)
@@ -274,6 +281,7 @@ class DaskRun(Generic[T]):
                     self._report(f"{piece.name}worker {attempt.worker} was lost, begun again on {word['worker']}")
                 attempt.worker = word["worker"]
                 if word["line"]:
+                    attempt.passed_on += 1
                     self._report(f"{piece.name}{word['line']}")
 
     def _collect(self, client: distributed.Client) -> None:
@@ -306,7 +314,10 @@ class DaskRun(Generic[T]):
             del piece.attempts[number]
             self._submit(client, piece)
             return False
-        piece.done, piece.result = True, pickle.loads(packed)
+        piece.result, said = pickle.loads(packed)
+        piece.done = True
+        for line in said[piece.attempts[number].passed_on :]:
+            self._report(f"{piece.name}{line}")
         client.cancel([a.future for a in piece.attempts.values()], force=True)
         piece.attempts.clear()
         piece.payload = b""

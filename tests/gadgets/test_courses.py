@@ -84,10 +84,10 @@ def test_a_field_map_reaches_the_method(scans, tmp_path):
 
     def method(problem, settings, solver_settings, progress):
         problems.append(problem)
-        raise StopIteration
+        raise InterruptedError
 
     settings = ChainSettings(field_map=str(tmp_path / "field.npy"), readouts_per_frame=4)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InterruptedError):
         list(stages.run(settings, xml, acquisitions, method=method))
     (problem,) = problems
     assert problem.field_map.shape == (32, 32)
