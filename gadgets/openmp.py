@@ -14,8 +14,7 @@ from collections.abc import Iterator
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
 SPIN_COUNT = "GOMP_SPINCOUNT"
-# Some 50 µs: a loop that follows at once finds its threads awake (subspace_inr 28.6 s on two idle cores, 31.9 s without, 29.6 s with
-# threads that spin on), and nobody is kept from a core.
+# A moment only: a loop that follows at once finds its threads awake, and nobody is kept from a core for long.
 _SPINS = "20000"
 
 
