@@ -175,7 +175,7 @@ def _select(
             tried.append({"settings": dataclasses.asdict(candidate), "step": step, "held_out_error": errors[step]})
             if progress is not None:
                 progress(f"{cls.name}: held-out error {errors[step]:.4g} at step {step} with {_differences(candidate, [*known, *among])}")
-            if best is None or errors[step] < best.error:
+            if best is None or errors[step] < (1 - cls.evidence) * best.error:
                 best = _Choice(candidate, step if cls.check_every else None, errors[step], solver)
 
     among = candidates
