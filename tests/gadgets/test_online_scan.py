@@ -22,6 +22,7 @@ SMALL = {
     "rank": 2,
     "calibration": 0.06,
     "start": 0.1,
+    "settle": 0.2,
     "window": 0.4,
     "every": 16,
     "start_steps": 3,

@@ -89,7 +89,7 @@ def test_coefficients_of_an_older_model_are_carried_over(scan):
     """Frames tracked before a change of gauge enter the sums as if they had been tracked after it."""
     problem = scan[0]
     encoder = FrameEncoder(first(problem, 20), 3, "nudft")
-    frames = [encoder.measure(one(problem, n)) for n in range(START + 4)]
+    frames = [encoder.measure(one(problem, n), gridded=True) for n in range(START + 4)]
     model = OnlineModel(encoder, dataclasses.replace(SETTINGS, rebuild=1))
     old = model.start(first(problem, START), frames[:START])
     solved = Tracker(old).solve(frames[START:])

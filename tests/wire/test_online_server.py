@@ -32,6 +32,7 @@ PROPERTIES = {
     "online.rank": "2",
     "online.calibration": "0.06",
     "online.start": "0.1",
+    "online.settle": "0.2",
     "online.window": "0.3",
     "online.start_steps": "3",
     "online.steps": "1",
