@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import torch
 from torch import Tensor
 
-from recon_core.calibration.temporal_basis import joined_frames, low_resolution_series, orthonormal_rows, temporal_basis
+from recon_core.calibration.temporal_basis import temporal_basis
 from recon_core.errors import DataError
 from recon_core.online.measured import FrameEncoder, MeasuredFrame
 from recon_core.online.running import RunningSums
 from recon_core.online.tracker import Model, nearest, spectral_products
 from recon_core.options import option
-from recon_core.problem import KSpaceProblem
-from recon_core.solvers.base import interpolate_frames
 from recon_core.solvers.grasp_pro import GraspPro, GraspProSettings
 
-_BASIS_COILS = 4
 _NOISE_FRAMES = 64
 _FIRST_POWER_STEPS = 4
 _POWER_STEPS = 1
@@ -40,10 +36,7 @@ class OnlineSettings:
     start: float = option(2.0, "Data that give the first bases.", low=0.1, high=60.0, unit="s")
     settle: float = option(4.0, "Until there are so many data the model is started anew, from all of them.", low=0.1, high=60.0, unit="s")
     strength: float = option(2e-4, "Λ of spatial total variation, as of the subspace solvers.", low=0.0)
-    basis_width: int = option(24, "Matrix of the low-resolution series that gives the first V.", low=8, high=128)
-    basis_steps: int = option(12, "FISTA steps of that series.", low=1, high=1000)
-    basis_frame: float = option(0.012, "Duration of that series' frames.", low=0.0, high=10.0, unit="s")
-    basis_frames: int = option(100, "Frames of that series at most; neighbouring ones are joined for it.", low=8, high=100_000)
+    basis_width: int = option(24, "Matrix of the low-resolution series that gives V at a start.", low=8, high=128)
 
 
 class _Fit(GraspPro):
@@ -90,6 +83,35 @@ class _Fit(GraspPro):
         self._direction = found
         self._value = value / max(self._mass, 1e-30)
         self.lipschitz = _MARGIN * value
+
+
+def sliding_series(images: Tensor, readouts: list[int], width: int) -> Tensor:
+    """Gridded frames at low resolution, each averaged with its neighbours: undersampled by little, and blurred in time by little.
+
+    Neighbours weigh less the more readouts lie between, none beyond twice ``width`` of them (about what spokes need there); k-space is
+    tapered by the root of a Hann window.
+
+    Args:
+        images: complex64 ``[frame, (z,) y, x]``, scaled as fully sampled ones.
+        readouts: of every frame.
+        width: pixels an axis, at most the images'.
+
+    Returns:
+        complex64 ``[frame, (z,) y, x]``, at most so wide.
+    """
+    dims = tuple(range(1, images.ndim))
+    spectra = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(images, dim=dims), dim=dims, norm="ortho"), dim=dims)
+    for axis in dims:
+        n = spectra.shape[axis]
+        kept = min(n, width)
+        taper = torch.hann_window(kept + 2, periodic=False, device=images.device)[1:-1].sqrt()
+        spectra = spectra.narrow(axis, n // 2 - kept // 2, kept) * taper.reshape(-1, *[1] * (images.ndim - 1 - axis))
+    small = torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(spectra, dim=dims), dim=dims, norm="ortho"), dim=dims)
+    count = torch.tensor(readouts, dtype=torch.float32, device=images.device)
+    centre = count.cumsum(0) - count / 2
+    share = (1 - (centre[:, None] - centre).abs() / (2 * width)).clamp_min(0) * count
+    share = share / share.sum(1, keepdim=True)
+    return torch.tensordot(share.to(small.dtype), small, dims=1)
 
 
 def gauge(bases: Tensor, temporal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -173,42 +195,34 @@ class OnlineModel:
         # From every version's V to the next one's: float64 [K, K].
         self._moves: list[Tensor] = []
 
-    def start(self, problem: KSpaceProblem, frames: list[MeasuredFrame]) -> Model:
+    def start(self, frames: list[MeasuredFrame]) -> Model:
         """First bases; or new ones, from all frames so far, to which frames tracked since are carried over.
 
         Args:
-            problem: whitened, uncalibrated; frames as measured.
-            frames: its frames, measured with ``gridded``.
-
-        Raises:
-            DataError: frames and problem differ in number.
+            frames: measured with ``gridded``, in order of time.
         """
-        if len(frames) != problem.n_frames:
-            raise DataError("frames", f"{len(frames)} measured of {problem.n_frames}", "Measure every frame of the problem.")
         settings = self.settings
-        span = float(problem.frame_times[-1] - problem.frame_times[0])
-        coarse = _joined(problem, max(settings.basis_frame, span / settings.basis_frames))
-        series = low_resolution_series(coarse, settings.basis_width, 0.06, settings.basis_steps, _BASIS_COILS, self.encoder.engine)
-        found, singular = temporal_basis(series, settings.rank)
-        rows = interpolate_frames(found.T, coarse.frame_times, problem.frame_times).T
-        rows = orthonormal_rows(rows)
+        full = self._full_images(frames)
+        rows, singular = temporal_basis(sliding_series(full, [frame.readouts for frame in frames], settings.basis_width), settings.rank)
         self.sums = RunningSums(self.encoder.sensitivities, settings.forget)
         self.sums.add(frames, rows)
         self._since_start = 0
-        self._fit.begin(self._gridded(frames, rows), singular, self.sums)
+        # Several steps ahead of zero.
+        gridded = torch.tensordot(rows.to(full.dtype), full, dims=1)
+        self._fit.begin(gridded, singular, self.sums)
         old, made = self._model, self._publish(self._step(settings.start_steps))
         if old is not None:
             self._moves.append(nearest(old, made))
         return made
 
-    def _gridded(self, frames: list[MeasuredFrame], rows: Tensor) -> Tensor:
-        """The frames' gridding, projected on V: where the steps set out, several of them ahead of zero."""
+    def _full_images(self, frames: list[MeasuredFrame]) -> Tensor:
+        """Gridding of every frame, scaled as a fully sampled image ``[frame, (z,) y, x]``."""
         images = []
         for frame in frames:
             assert frame.gridded is not None
             # Weights are shares of the start block's area: fewer readouts share the same area.
             images.append(frame.gridded * (self.encoder.start_readouts / frame.readouts))
-        return torch.tensordot(rows.to(images[0].dtype), torch.stack(images), dims=1)
+        return torch.stack(images)
 
     def take(self, frames: list[MeasuredFrame], coefficients: Tensor, version: int) -> None:
         """Let tracked frames into the window, and old ones out of it.
@@ -285,11 +299,3 @@ def _residual(model: Model, frames: list[MeasuredFrame], temporal: Tensor) -> fl
         sum(frame.energy for frame in frames) - 2 * float((rows * target).sum()) + float(torch.einsum("tk,tkl,tl->", rows, normal, rows))
     )
     return max(misfit / max(sum(frame.weight for frame in frames), 1e-30), 1e-6)
-
-
-def _joined(problem: KSpaceProblem, duration: float) -> KSpaceProblem:
-    """The problem with neighbouring frames joined to last at least so long, seconds."""
-    times = problem.frame_times
-    spacing = float(times[-1] - times[0]) / max(1, problem.n_frames - 1)
-    each = max(1, math.ceil(duration / spacing - 1e-6)) if spacing > 0 else 1
-    return joined_frames(problem, each)

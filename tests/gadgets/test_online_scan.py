@@ -28,7 +28,6 @@ SMALL = {
     "start_steps": 3,
     "steps": 1,
     "basis_width": 16,
-    "basis_steps": 3,
 }
 
 MAGNITUDE_ONLY = {

@@ -37,7 +37,6 @@ PROPERTIES = {
     "online.start_steps": "3",
     "online.steps": "1",
     "online.basis_width": "16",
-    "online.basis_steps": "3",
     "online.every": "16",
 }
 FRAMES = 60
