@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recon_core.encodings.fourier import FourierFeatures
+from recon_core.fields.seeded import seeded
 
 
 class Sine(nn.Module):
@@ -40,8 +41,7 @@ class KSpaceField(nn.Module):
 
     def __init__(self, bandwidths: tuple[float, ...], features: int, width: int, depth: int, omega: float, coils: int, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.encoding = FourierFeatures(bandwidths, features, seed)
             layers = [Sine(width if number else self.encoding.out_dim, width, omega, number == 0) for number in range(depth)]
             self.layers = nn.Sequential(*layers, nn.Linear(width, 2 * coils))
