@@ -121,6 +121,14 @@ class Solver(abc.ABC, Generic[S]):
         """
         return []
 
+    @classmethod
+    def regularisation(cls, settings: Any) -> Any:
+        """What makes settings comparable, the greater the more regularised; None: the method has no such order.
+
+        Of settings between which held-out readouts do not decide, the most regularised are chosen.
+        """
+        return None
+
     def objective(self) -> float | None:
         """The cost of the last step, for logs, where the method has one."""
         return None
