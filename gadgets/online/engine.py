@@ -154,12 +154,13 @@ class SliceEngine:
         assert self._encoder is not None
         if self._model is None:
             self._model = OnlineModel(self._encoder, self.online, self.settings.seed)
-        made = self._model.start(begin)
+        settled = _span(begin) >= self.online.settle
+        made = self._model.start(begin, settled=settled)
         with self._lock:
             while self._tracked and self._tracked[0][0].time <= begin[-1].time:
                 self._tracked.popleft()
             self._next_start = min(_STARTS_GROW * _span(begin), self.online.settle)
-            if _span(begin) >= self.online.settle:
+            if settled:
                 self._settled = True
                 self._first.clear()
         return made
