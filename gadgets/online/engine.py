@@ -242,12 +242,13 @@ class SliceEngine:
                 self._tracked.popleft()
 
     def _keep(self, reduced: MeasuredFrame) -> None:
-        """Keep a frame for the model's next start, as long as there will be one; of what is older than that takes, nothing."""
+        """Keep a frame for the model's next start, as long as there will be one."""
         with self._lock:
             if self._settled:
                 return
             self._first.append(reduced)
-            while _span(self._first) > max(self.online.window, self.online.start, self.online.settle):
+            # More than a start waits for: a slow one finds them all the same, and they do not pile up.
+            while _span(self._first) > max(self.online.start, self.online.settle) + self.online.window:
                 self._first.popleft()
 
     def _measure(self, frame: Frame) -> tuple[Assembled, MeasuredFrame]:
