@@ -196,6 +196,34 @@ def test_finished_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran == ["cg_sense", "grasp", "gridding"]
 
 
+def test_a_row_of_a_neighbouring_table_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def job(asked: dict[str, Any], problem: Any) -> tuple[dict[str, Any], Any, None]:
+        ran.append(asked["method"])
+        return {"seconds": 1.0, "memory": {"peak": 2, "above": 1}}, np.ones((8, 24, 24), dtype=np.complex64), None
+
+    monkeypatch.setattr(runner, "run_job", job)
+    monkeypatch.setattr(runner, "score", lambda *_: {"psnr_db": 1.0})
+    first = {**FIELDS, "rows": [{"name": "both", "method": "gridding", "paper": {"seconds": 3.0}}]}
+    tables.write_json([tables.as_json(runner.run_case(parse("set/a", first), Path()), {})], tmp_path)
+    ran.clear()
+    second = {
+        **FIELDS,
+        "rows": [{"name": "eight", "method": "gridding"}, {"name": "six steps", "method": "cg_sense", "settings": {"steps": 6}}],
+    }
+    taken = runner.run_case(parse("set/b", second), Path(), kept=tables.kept_records(tmp_path, "set/b"))
+    assert ran == ["cg_sense"]
+    assert [(record["method"], "paper" in record) for record in taken.records] == [
+        ("time_average", False),
+        ("eight", False),
+        ("six steps", False),
+    ]
+    # Memory by tensors was not measured there.
+    runner.run_case(parse("set/b", {**second, "tensor_bytes": True}), Path(), kept=tables.kept_records(tmp_path, "set/b"))
+    assert ran == ["cg_sense", "time_average", "gridding", "cg_sense"]
+
+
 # ---- scores
 
 
