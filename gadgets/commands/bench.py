@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     chosen = cases.load(args.cases, full=args.full)
     if args.seeds is not None:
         chosen = [dataclasses.replace(case, seeds=_seeds(args.seeds)) for case in chosen]
-    methods = None if args.methods is None else [name for name in args.methods.split(",") if name]
+    titles = {row.title for case in chosen for row in case.rows or ()}
+    methods = None if args.methods is None else _names(args.methods, titles)
     runner.check_peers(args.peer)
     if args.profile:
         profile.check()
@@ -90,6 +92,17 @@ def run(args: argparse.Namespace) -> int:
     if args.readme is not None and results:
         tables.refresh_page(Path(args.readme), results)
     return int(failed)
+
+
+def _names(text: str, titles: Set[str]) -> list[str]:
+    """Names apart by commas; a row's title may itself have some."""
+    words = [word.strip() for word in text.split(",")]
+    names = []
+    while words:
+        length = next((n for n in range(len(words), 1, -1) if ", ".join(words[:n]) in titles), 1)
+        names.append(", ".join(words[:length]))
+        del words[:length]
+    return [name for name in names if name]
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -23,12 +23,14 @@ def folds(problem: KSpaceProblem, frames: CartesianFrames, count: int, generator
         count: at least 1.
         generator: of the draw.
     """
-    always = frames.measured[frames.occupied.to(frames.measured.device)].any(-1).all(0).cpu()
+    in_all = frames.measured[frames.occupied.to(frames.measured.device)].any(-1).all(0)
+    always = dict(enumerate(in_all.tolist()))
     lines = problem.trajectory[:, 0, 1].cpu().round().to(torch.int64) + problem.shape[0] // 2
     fold = torch.full((problem.n_readouts,), -1, dtype=torch.int64)
     given = 0
     for readouts in problem.frames:
-        free = torch.tensor([r for r in readouts.tolist() if fold[r] < 0 and not always[lines[r]]], dtype=torch.int64)
+        # At a smaller matrix some lines lie outside.
+        free = torch.tensor([r for r in readouts.tolist() if fold[r] < 0 and not always.get(int(lines[r]), True)], dtype=torch.int64)
         found, which = lines[free].unique(return_inverse=True)
         fold[free] = ((torch.randperm(len(found), generator=generator) + given) % count)[which]
         given += len(found)

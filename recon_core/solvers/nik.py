@@ -26,8 +26,8 @@ _FLOOR = 1e-3
 class NikSettings(FieldSettings):
     """Settings of :class:`Nik`."""
 
-    steps: int = option(1500, "optimiser steps", low=1, high=1_000_000)
-    batch_frames: int = option(16, "frames whose readouts make a step", low=1, high=4096)
+    steps: int = option(2000, "optimiser steps", low=1, high=1_000_000)
+    batch_frames: int = option(2, "frames whose readouts make a step", low=1, high=4096)
     learning_rate: float = option(3e-3, "Adam's learning rate, halved at half and three quarters of the run", low=1e-7, high=1.0)
     features: int = option(512, "Fourier features of (kx, ky)", low=2, high=8192)
     temporal_features: int = option(64, "Fourier features of t", low=2, high=8192)

@@ -16,7 +16,7 @@ import torch
 from gadgets import cli
 from gadgets.bench import machine, pictures, problems, runner, scans, tables, worker
 from gadgets.bench.cases import Region, Row, parse
-from gadgets.commands.bench import data_folder
+from gadgets.commands.bench import _names, data_folder
 from recon_core.errors import DataError, SettingError
 
 FIELDS = {
@@ -222,6 +222,12 @@ def test_a_row_of_a_neighbouring_table_is_taken_over(tmp_path: Path, monkeypatch
     # Memory by tensors was not measured there.
     runner.run_case(parse("set/b", {**second, "tensor_bytes": True}), Path(), kept=tables.kept_records(tmp_path, "set/b"))
     assert ran == ["cg_sense", "time_average", "gridding", "cg_sense"]
+
+
+def test_rows_are_named_with_their_commas() -> None:
+    titles = {"KP-INR, uniform 8×", "P-INR, uniform 8×", "both"}
+    assert _names("KP-INR, uniform 8×,grasp,P-INR, uniform 8×", titles) == ["KP-INR, uniform 8×", "grasp", "P-INR, uniform 8×"]
+    assert _names("cg_sense,,both, P-INR", titles) == ["cg_sense", "both", "P-INR"]
 
 
 # ---- scores
