@@ -164,22 +164,24 @@ def write_json(results: Sequence[dict[str, Any]], where: Path) -> list[Path]:
     return written
 
 
-def kept_records(where: Path, case: str) -> list[dict[str, Any]]:
-    """Records in what :func:`write_json` wrote: of the case, then of its neighbours in the folder, for tables share rows.
+def kept_records(where: Path, case: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Records in what :func:`write_json` wrote: of the case, and of others in the same folder, for tables share rows.
 
     Raises:
         DataError: a file is not one of these.
     """
     own = where if where.suffix == ".json" else where / f"{case}.json"
     beside = [] if where.suffix == ".json" else sorted(path for path in own.parent.glob("*.json") if path != own)
-    return [run for path in (own, *beside) if path.is_file() for run in _runs(path)]
+    found = [result for path in (own, *beside) if path.is_file() for result in _results(path)]
+    mine, others = ([run for name, runs in found if (name == case) is same for run in runs] for same in (True, False))
+    return mine, others
 
 
-def _runs(path: Path) -> list[dict[str, Any]]:
+def _results(path: Path) -> list[tuple[str, list[dict[str, Any]]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         results = content if isinstance(content, list) else [content]
-        return [run for result in results for run in result["runs"]]
+        return [(result["case"], list(result["runs"])) for result in results]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(str(path), f"no results of the benchmark ({error!r})", "Name another file, or leave --resume out.") from error
 

@@ -67,21 +67,27 @@ def run(args: argparse.Namespace) -> int:
     failed = False
     described = machine.describe()
     for case in chosen:
-        kept = tables.kept_records(Path(args.json), case.name) if args.resume else []
+        own, others = tables.kept_records(Path(args.json), case.name) if args.resume else ([], [])
 
-        def keep(result: runner.CaseResult) -> None:
+        def keep(result: runner.CaseResult, own: list[dict[str, Any]] = own) -> None:
             if args.json is not None:
-                tables.write_json([*results, tables.as_json(result, described)], Path(args.json))
+                # Rows of an earlier run whose turn has not come yet must outlive an interruption.
+                done = {(record["method"], record["seed"]) for record in result.records}
+                later = [old for old in own if (old["method"], old["seed"]) not in done]
+                so_far = dataclasses.replace(result, records=[*result.records, *later])
+                tables.write_json([*results, tables.as_json(so_far, described)], Path(args.json))
 
         try:
             folder = data_folder(args.data)
-            result = runner.run_case(case, folder, methods, args.peer, args.device, profile=args.profile, kept=kept, keep=keep)
+            result = runner.run_case(case, folder, methods, args.peer, args.device, profile=args.profile, kept=[*own, *others], keep=keep)
         except ReconError as error:
             print(f"error: {case.name}: {error}", file=sys.stderr)
             failed = True
             continue
         failed |= any("error" in record for record in result.records)
         results.append(tables.as_json(result, described))
+        if args.json is not None:
+            tables.write_json(results, Path(args.json))
         console.print(tables.terminal_table(results[-1]))
         if args.profile:
             console.print(profile.stage_table(results[-1]))

@@ -49,6 +49,7 @@ class KpInr(KSpaceFit[KpInrSettings]):
     Attributes:
         hidden: bool ``[fold, frame, y, x]``.
         guess: k-space over the envelope without each fold, and last from all samples: complex64 ``[fold + 1, frame, coil, y, x]``.
+        first: the guess at the start, where L+S made it; it takes part in the mean that completes k-space.
     """
 
     name = "kp_inr"
@@ -58,6 +59,7 @@ class KpInr(KSpaceFit[KpInrSettings]):
     field: DualField
     hidden: Tensor
     guess: Tensor
+    first: Tensor | None
 
     def _make(self) -> nn.Module:
         ny, nx = self.problem.shape
@@ -71,13 +73,12 @@ class KpInr(KSpaceFit[KpInrSettings]):
         if share > 0:
             fold = folds(problem, self.frames, round(1 / share), self.generator)
         self.hidden = hidden_samples(problem, self.frames, fold)
-        shape = (len(self.hidden) + 1, *self.targets.shape)
-        if isinstance(previous, KpInr) and previous.guess.shape == shape:
+        self.first = None
+        if self.settings.first_guess == "low_rank_sparse":
+            self.first = low_rank_sparse_guesses(problem, self.frames, fold, self.hidden, self.seed) / (self.scale * self.envelope)
+        self.guess = self.targets.new_zeros((len(self.hidden) + 1, *self.targets.shape)) if self.first is None else self.first.clone()
+        if isinstance(previous, KpInr) and previous.guess.shape == self.guess.shape:
             self.guess = previous.guess.detach().clone()
-        elif self.settings.first_guess == "low_rank_sparse":
-            self.guess = low_rank_sparse_guesses(problem, self.frames, fold, self.hidden, self.seed) / (self.scale * self.envelope)
-        else:
-            self.guess = torch.zeros(shape, dtype=self.targets.dtype, device=problem.device)
 
     def _update(self) -> None:
         each = self.total_steps // (self.settings.refreshes + 1)
@@ -120,11 +121,14 @@ class KpInr(KSpaceFit[KpInrSettings]):
     @torch.no_grad()
     def _refresh(self) -> None:
         """Guess anew, without each fold and from all samples."""
-        self.guess = torch.stack([self._predict(self._seen(fold)) for fold in (*range(len(self.hidden)), -1)])
+        self.guess = torch.stack([self._predict(fold) for fold in (*range(len(self.hidden)), -1)])
 
-    def _predict(self, series: Tensor | None = None) -> Tensor:
-        """The mean of both branches, a few frames at a time with those around them, for the U-Net looks along time."""
-        series = self._seen() if series is None else series
+    def _predict(self, fold: int = -1) -> Tensor:
+        """The mean of both branches, and of the first guess, where L+S made it: three predictions whose errors differ.
+
+        A few frames are made at a time with those around them, for the U-Net looks along time.
+        """
+        series = self._seen(fold)
         ny, nx = self.problem.shape
         n = self.problem.n_frames
         places = torch.arange(ny * nx, device=self.problem.device)
@@ -137,7 +141,8 @@ class KpInr(KSpaceFit[KpInrSettings]):
                 points = self.coordinates(torch.full_like(places, frame), places)
                 branches = self.field(points, features[frame - start].flatten(1).T)
                 made.append(0.5 * (branches[0] + branches[1]))
-        return torch.stack(made).permute(0, 2, 1).reshape(n, -1, ny, nx)
+        mean = torch.stack(made).permute(0, 2, 1).reshape(n, -1, ny, nx)
+        return mean if self.first is None else (2 * mean + self.first[fold]) / 3
 
 
 SOLVER = KpInr

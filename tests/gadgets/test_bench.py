@@ -212,7 +212,7 @@ def test_a_row_of_a_neighbouring_table_is_taken_over(tmp_path: Path, monkeypatch
         **FIELDS,
         "rows": [{"name": "eight", "method": "gridding"}, {"name": "six steps", "method": "cg_sense", "settings": {"steps": 6}}],
     }
-    taken = runner.run_case(parse("set/b", second), Path(), kept=tables.kept_records(tmp_path, "set/b"))
+    taken = runner.run_case(parse("set/b", second), Path(), kept=tables.kept_records(tmp_path, "set/b")[1])
     assert ran == ["cg_sense"]
     assert [(record["method"], "paper" in record) for record in taken.records] == [
         ("time_average", False),
@@ -220,7 +220,7 @@ def test_a_row_of_a_neighbouring_table_is_taken_over(tmp_path: Path, monkeypatch
         ("six steps", False),
     ]
     # Memory by tensors was not measured there.
-    runner.run_case(parse("set/b", {**second, "tensor_bytes": True}), Path(), kept=tables.kept_records(tmp_path, "set/b"))
+    runner.run_case(parse("set/b", {**second, "tensor_bytes": True}), Path(), kept=tables.kept_records(tmp_path, "set/b")[1])
     assert ran == ["cg_sense", "time_average", "gridding", "cg_sense"]
 
 
@@ -438,6 +438,26 @@ def test_command_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert cli.main([*arguments, "--json", str(tmp_path / "out"), "--resume"]) == 0
     again = json.loads((tmp_path / "out" / "tiny.json").read_text(encoding="utf-8"))
     assert again["runs"] == written["runs"]
+
+
+def test_rows_whose_turn_has_not_come_outlive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = tmp_path / "tiny.yaml"
+    case.write_text(json.dumps({**FIELDS, "methods": ["cg_sense", "gridding"]}), encoding="utf-8")
+    broken = False
+
+    def job(asked: dict[str, Any], problem: Any) -> tuple[dict[str, Any], Any, None]:
+        if broken:
+            raise KeyboardInterrupt
+        return {"seconds": 1.0, "memory": {"peak": 2, "above": 1}}, np.ones((8, 24, 24), dtype=np.complex64), None
+
+    monkeypatch.setattr(runner, "run_job", job)
+    monkeypatch.setattr(runner, "score", lambda *_: {"psnr_db": 1.0})
+    command = ["bench", str(case), "--device", "cpu", "--json", str(tmp_path)]
+    assert cli.main([*command, "--methods", "gridding"]) == 0
+    broken = True
+    assert cli.main([*command, "--resume"]) != 0
+    left = json.loads((tmp_path / "tiny.json").read_text(encoding="utf-8"))
+    assert [run["method"] for run in left["runs"]] == ["time_average", "gridding"]
 
 
 def test_command_lists_cases(capsys: pytest.CaptureFixture[str]) -> None:
