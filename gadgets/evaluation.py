@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,27 @@ def _number(image: ismrmrd.Image, name: str, default: float) -> float:
         raise DataError(name, f"{text!r} in image {image.image_index}", "Give a number.") from error
 
 
-def image_series(path: str | Path, group: str | None = None) -> tuple[NDArray[Any], list[ismrmrd.Image]]:
+def image_series(path: str | Path, group: str | None = None, provisional: bool = False) -> tuple[NDArray[Any], list[ismrmrd.Image]]:
     """The image series of a file as one array, and its images; that of the whole scan where provisional images precede it.
+
+    Args:
+        path: images.
+        group: group of the run; None takes the only one.
+        provisional: the images that came while the scan ran.
 
     Returns:
         ``[frame, (z,) y, x]``, complex64 or float32.
 
     Raises:
-        DataError: images of several shapes in it.
+        DataError: images of several shapes in it, or no provisional ones.
     """
     series = read_images(path, group)
     final = [n for n, of in series.items() if "Provisional" not in of[0].meta]
+    early = [n for n in series if n not in final]
+    if provisional and not early:
+        raise DataError("images", f"none in {path} is provisional", "Reconstruct with mode=online or both.")
     # With mode=online there is no other.
-    images = series[min(final or series)]
+    images = series[min(early if provisional else final or series)]
     return np.stack([pixel_values(image) for image in images]), images
 
 
@@ -72,6 +81,33 @@ def evaluate(path: str | Path, scan: str | Path, group: str | None = None) -> di
     images, _ = image_series(path, group)
     check_same(images, truth)
     return score(images, truth.images, truth.moving)
+
+
+def evaluate_provisional(path: str | Path, scan: str | Path, group: str | None = None, after: float = 0.0) -> dict[str, Any]:
+    """Score a file's provisional images, each against the frame of truth nearest to its mean time.
+
+    Args:
+        path: images of a run with ``mode=online`` or ``both``.
+        scan: the simulated scan.
+        group: group of the run; None takes the only one.
+        after: images of frames up to here are left out, seconds from the first imaging readout.
+
+    Returns:
+        As :func:`recon_core.metrics.score`.
+
+    Raises:
+        DataError: no provisional image is left, or its matrix differs from the truth's.
+    """
+    truth = read_truth(scan)
+    images, stored = image_series(path, group, provisional=True)
+    times = np.array([float(image.meta["FrameTime_s"]) for image in stored])
+    kept = times > after
+    if not kept.any():
+        raise DataError("after", f"{after:g} s: none of {len(stored)} provisional images is later", "Give an earlier time.")
+    nearest = np.abs(truth.times[None] - times[kept, None]).argmin(axis=1)
+    part = dataclasses.replace(truth, images=truth.images[nearest])
+    check_same(images[kept], part)
+    return score(images[kept], part.images, truth.moving)
 
 
 def check_same(images: NDArray[Any], truth: Truth) -> None:

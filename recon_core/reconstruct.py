@@ -174,7 +174,7 @@ def _select(
             step = min(errors, key=lambda s: (errors[s], s))
             tried.append({"settings": dataclasses.asdict(candidate), "step": step, "held_out_error": errors[step]})
             if progress is not None:
-                progress(f"{cls.name}: held-out error {errors[step]:.4g} at step {step} with {_differences(candidate, among)}")
+                progress(f"{cls.name}: held-out error {errors[step]:.4g} at step {step} with {_differences(candidate, [*known, *among])}")
             if best is None or errors[step] < best.error:
                 best = _Choice(candidate, step if cls.check_every else None, errors[step], solver)
 

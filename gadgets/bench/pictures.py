@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gadgets.bench.map_pictures import maps_side_by_side
 from gadgets.pictures import middle_slice, profile_column
 from recon_core.errors import MissingPartError
 from recon_core.metrics import align
@@ -21,7 +22,7 @@ _ERROR_GAIN = 5
 
 
 def side_by_side(result: CaseResult, path: Path) -> None:
-    """Write one PNG: a row a method; three frames, the profile through what moves most and, with a truth, errors of both.
+    """Write one PNG (a protocol: its maps): a row a method; three frames, the profile through what moves most, errors of both.
 
     Args:
         result: of a case, its first seed is shown.
@@ -36,6 +37,9 @@ def side_by_side(result: CaseResult, path: Path) -> None:
     except ImportError as absent:
         raise MissingPartError("pictures", "matplotlib is not installed", "pip install 'gadgetron-inr[pictures]'") from absent
     if result.first is None:
+        return
+    if result.first.protocol is not None:
+        maps_side_by_side(result, path)
         return
     truth, moving = result.first.truth, result.first.moving
     rows = _rows(result, truth)

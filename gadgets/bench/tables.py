@@ -21,13 +21,19 @@ MEASURED = (
     "seconds: from samples in memory to images, maps and the choice of settings on held-out readouts included (bart: its calibration and "
     "one reconstruction, its sweep left out); memory: the process' largest resident memory above what it held with the samples loaded "
     "(bart: of its largest command); tensors: the most bytes that tensors held at once (seconds then include counting them); dynamic "
-    "error: 1 means that no motion was recovered; worst curve: largest RMS difference of a region's time course, over its maximum; "
+    "error: 1 means that no motion was recovered; T1, T2, T2*, PD, coils: NRMSE inside the object, times capped, PD up to one scale, coils "
+    "of unit root-sum-of-squares up to a phase; worst curve: largest RMS difference of a region's time course, over its maximum; "
     "paper: as printed there, on its own data and machine"
 )
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("seconds", "seconds", "{:.1f}"),
     ("memory", "memory (MiB)", "{:.0f}"),
     ("tensors", "tensors (MiB)", "{:.0f}"),
+    ("nrmse_T1", "T1 (%)", "{:.1f}"),
+    ("nrmse_T2", "T2 (%)", "{:.1f}"),
+    ("nrmse_T2star", "T2* (%)", "{:.1f}"),
+    ("nrmse_PD", "PD (%)", "{:.1f}"),
+    ("nrmse_coils", "coils (%)", "{:.1f}"),
     ("psnr_db", "PSNR (dB)", "{:.2f}"),
     ("ssim", "SSIM", "{:.3f}"),
     ("dynamic_error", "dynamic error", "{:.3f}"),
@@ -81,6 +87,8 @@ def _value(run: dict[str, Any], key: str) -> float | None:
     if key in ("memory", "tensors"):
         found = run["memory"].get("above" if key == "memory" else key)
         return None if found is None else found / 2**20
+    if key.startswith("nrmse_"):
+        return 100 * run[key] if key in run else None
     return run.get(key)
 
 

@@ -17,13 +17,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("images", metavar="OUT.h5", help="the images")
     parser.add_argument("scan", metavar="SCAN.h5", help="the simulated scan")
     parser.add_argument("-G", "--group", metavar="GROUP", help="group of the images (default: the only one)")
+    parser.add_argument("--provisional", action="store_true", help="score the images that came while the scan ran")
+    parser.add_argument("--after", type=float, default=0.0, metavar="S", help="of these only frames later than so many seconds")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Score and print; 0 when done."""
-    from gadgets.evaluation import evaluate
+    from gadgets.evaluation import evaluate, evaluate_provisional
     from gadgets.map_simulation import evaluate_maps, has_map_truth
 
     if has_map_truth(args.scan):
@@ -34,7 +36,10 @@ def run(args: argparse.Namespace) -> int:
         for name, value in errors.items():
             print(f"{name:16s}{value:.2f} Hz" if name.endswith("_hz") else f"{name:16s}NRMSE {value:.4f}")
         return 0
-    scores = evaluate(args.images, args.scan, args.group)
+    if args.provisional:
+        scores = evaluate_provisional(args.images, args.scan, args.group, args.after)
+    else:
+        scores = evaluate(args.images, args.scan, args.group)
     if args.json:
         print(json.dumps(scores, indent=2))
         return 0

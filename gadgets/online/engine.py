@@ -6,7 +6,6 @@ Nothing here knows threads or clocks: the same calls give the same images.
 from __future__ import annotations
 
 import dataclasses
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,11 +25,11 @@ from recon_core.online.measured import FrameEncoder, MeasuredFrame, SlidingGridd
 from recon_core.online.model import OnlineModel, OnlineSettings
 from recon_core.online.tracker import Model, Tracker
 from recon_core.operators.nufft import resolve_engine
-from recon_core.problem import ImageSeries, KSpaceProblem
+from recon_core.problem import ImageSeries
 from recon_core.reconstruct import resolve_device
 
 _LEAST_READOUTS = 16
-_GRIDDED_CYCLES = 0.25
+_STARTS_GROW = 1.3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,12 +82,13 @@ class SliceEngine:
         self._encoder: FrameEncoder | None = None
         self._gridding: SlidingGridding | None = None
         self._tracker: Tracker | None = None
-        self._untracked: deque[tuple[Frame, MeasuredFrame]] = deque()
         self._model: OnlineModel | None = None
         self._lock = threading.Lock()
         self._published: Model | None = None
-        self._asked = False
-        self._start: tuple[KSpaceProblem, list[MeasuredFrame]] | None = None
+        # All frames until the model has settled, and what they must last for its next start, seconds.
+        self._first: deque[MeasuredFrame] = deque()
+        self._next_start = online.start
+        self._settled = False
         self._tracked: deque[tuple[MeasuredFrame, Tensor, int]] = deque()
 
     @property
@@ -98,16 +98,21 @@ class SliceEngine:
 
     @property
     def starting(self) -> bool:
-        """The first bases are to be made."""
-        return self._start is not None
+        """The model is to be started, or started anew."""
+        with self._lock:
+            return self._due()
 
     @property
     def to_improve(self) -> int:
         """Frames that wait for the refinement; 0 when it has nothing to do."""
         with self._lock:
-            if self._start is not None:
-                return len(self._start[1])
+            if self._due():
+                return len(self._first)
             return len(self._tracked) if self._published is not None else 0
+
+    def _due(self) -> bool:
+        first = self._first
+        return not self._settled and len(first) > 0 and _span(first) >= self._next_start
 
     def solve(self, frames: Sequence[Frame]) -> list[Provisional]:
         """Provisional images of the newest frames, in order of time; none until the calibration has its readouts."""
@@ -127,14 +132,12 @@ class SliceEngine:
     def improve(self) -> Model | None:
         """Start the model, or refine it with the frames tracked since; None when there is nothing to do."""
         with self._lock:
-            begin, self._start = self._start, None
-            tracked = list(self._tracked) if begin is None and self._published is not None else []
+            begin = list(self._first) if self._due() else []
+            tracked = list(self._tracked) if not begin and self._published is not None else []
             if tracked:
                 self._tracked.clear()
-        if begin is not None:
-            assert self._encoder is not None
-            self._model = OnlineModel(self._encoder, self.online, self.settings.seed)
-            made = self._model.start(*begin)
+        if begin:
+            made = self._start(begin)
         elif tracked:
             assert self._model is not None
             for version in sorted({version for *_, version in tracked}):
@@ -144,6 +147,21 @@ class SliceEngine:
         else:
             return None
         self._published = made
+        return made
+
+    def _start(self, begin: list[MeasuredFrame]) -> Model:
+        """Start the model from all frames so far; with more of a breath seen, it is done again."""
+        assert self._encoder is not None
+        if self._model is None:
+            self._model = OnlineModel(self._encoder, self.online, self.settings.seed)
+        made = self._model.start(begin)
+        with self._lock:
+            while self._tracked and self._tracked[0][0].time <= begin[-1].time:
+                self._tracked.popleft()
+            self._next_start = min(_STARTS_GROW * _span(begin), self.online.settle)
+            if _span(begin) >= self.online.settle:
+                self._settled = True
+                self._first.clear()
         return made
 
     def _enough(self) -> bool:
@@ -159,12 +177,12 @@ class SliceEngine:
         self._whitening = made.whitening
         problem = made.problem.to(self._device)
         self._encoder = FrameEncoder(problem, self.settings.coils, self._engine)
-        # A quarter more than a fully sampled radial image has: enough for spokes, plenty for arms and lines.
-        self._gridding = SlidingGridding(self._encoder, min(problem.n_readouts, math.ceil((1 + _GRIDDED_CYCLES) * max(problem.shape))))
+        # As many readouts as pixels: more of them blur more than their fewer streaks gain.
+        self._gridding = SlidingGridding(self._encoder, min(problem.n_readouts, max(problem.shape)))
         for frame in early[:-1]:
             measured = self._measure(frame)[1]
             self._gridding.image(measured)
-            self._untracked.append((frame, measured))
+            self._keep(measured)
         names = f"{self._encoder.sensitivities.shape[0]} coils, {'fft' if problem.cartesian else self._engine} on {self._device.type}"
         self._notes = (*made.notes, f"provisional: {names}")
         for note in (*made.notes, f"provisional images: calibrated on {problem.n_readouts} readouts, {names}"):
@@ -183,15 +201,16 @@ class SliceEngine:
             return self._tracked_images(self._tracker, frames, measured)
         images = []
         for frame, (made, reduced) in zip(frames, measured, strict=True):
-            self._untracked.append((frame, reduced))
+            self._keep(reduced)
             images.append(Provisional(frame, _series(self._gridding.image(reduced), frame), made, "provisional, sliding-window gridding"))
-        self._ask_for_start()
         return images
 
     def _tracked_images(
         self, tracker: Tracker, frames: Sequence[Frame], measured: list[tuple[Assembled, MeasuredFrame]]
     ) -> list[Provisional]:
         reduced = [frame for _, frame in measured]
+        for new in reduced:
+            self._keep(new)
         solved = tracker.solve(reduced)
         self._hand_over(reduced, solved.coefficients, tracker.model.version)
         return [
@@ -209,8 +228,8 @@ class SliceEngine:
 
     def _catch_up(self, tracker: Tracker) -> None:
         """Track, without images, the frames that came while the model was being made."""
-        frames = [reduced for _, reduced in self._untracked if reduced.time > tracker.model.time]
-        self._untracked.clear()
+        with self._lock:
+            frames = [reduced for reduced in self._first if reduced.time > tracker.model.time]
         if frames:
             self._hand_over(frames, tracker.solve(frames).coefficients, tracker.model.version)
 
@@ -221,22 +240,19 @@ class SliceEngine:
             while self._tracked[-1][0].time - self._tracked[0][0].time > self.online.window:
                 self._tracked.popleft()
 
-    def _ask_for_start(self) -> None:
-        """Hand the first frames to the refinement once they last long enough; later ones wait here, a window's worth at most."""
-        frames = [frame for frame, _ in self._untracked]
-        if not self._asked and frames[-1].times[-1] - frames[0].times[0] >= self.online.start:
-            problem = self._assemble(frames).problem.to(self._device)
-            with self._lock:
-                self._start = (problem, [reduced for _, reduced in self._untracked])
-            self._asked = True
-        while self._untracked[-1][1].time - self._untracked[0][1].time > self.online.window:
-            self._untracked.popleft()
+    def _keep(self, reduced: MeasuredFrame) -> None:
+        """Keep a frame for the model's next start, as long as there will be one; of what is older than that takes, nothing."""
+        with self._lock:
+            if self._settled:
+                return
+            self._first.append(reduced)
+            while _span(self._first) > max(self.online.window, self.online.start, self.online.settle):
+                self._first.popleft()
 
     def _measure(self, frame: Frame) -> tuple[Assembled, MeasuredFrame]:
         assert self._encoder is not None
         made = self._assemble([frame], one_frame=True)
-        cold = self._tracker is None
-        return made, self._encoder.measure(made.problem.to(self._device), gridded=cold, steps=frame.steps)
+        return made, self._encoder.measure(made.problem.to(self._device), gridded=not self._settled, steps=frame.steps)
 
     def _assemble(self, frames: Sequence[Frame], one_frame: bool = False) -> Assembled:
         """The problem of some frames: as many frames, or one with all their readouts."""
@@ -258,6 +274,11 @@ class SliceEngine:
         members = tuple(torch.tensor([place[r.number] for r in frame.readouts], dtype=torch.int64) for frame in frames)
         means = torch.tensor([float(np.mean(frame.times)) for frame in frames], dtype=torch.float64)
         return dataclasses.replace(made, problem=made.problem.replace(frames=members, frame_times=means))
+
+
+def _span(frames: Sequence[MeasuredFrame]) -> float:
+    """Seconds from the first frame to the last."""
+    return frames[-1].time - frames[0].time
 
 
 def _series(image: Tensor, frame: Frame) -> ImageSeries:

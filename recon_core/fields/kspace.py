@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recon_core.encodings.fourier import FourierFeatures
+from recon_core.fields.seeded import seeded
 
 
 class Sine(nn.Module):
@@ -54,8 +55,7 @@ class KSpaceField(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.space = FourierFeatures(bandwidths, features[0], 2 * seed)
             self.time = FourierFeatures((bandwidth,), features[1], 2 * seed + 1)
             inputs = self.space.out_dim + self.time.out_dim

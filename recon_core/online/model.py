@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import torch
 from torch import Tensor
 
-from recon_core.calibration.temporal_basis import joined_frames, low_resolution_series, orthonormal_rows, temporal_basis
+from recon_core.calibration.temporal_basis import temporal_basis
 from recon_core.errors import DataError
 from recon_core.online.measured import FrameEncoder, MeasuredFrame
-from recon_core.online.running import RunningSums, SummedNormal
-from recon_core.online.tracker import Model, spectral_products
+from recon_core.online.running import RunningSums
+from recon_core.online.tracker import Model, nearest, spectral_products
 from recon_core.options import option
-from recon_core.problem import KSpaceProblem
-from recon_core.solvers.base import interpolate_frames
 from recon_core.solvers.grasp_pro import GraspPro, GraspProSettings
 
-_BASIS_COILS = 4
 _NOISE_FRAMES = 64
-_FIRST_POWER_STEPS = 8
-_POWER_STEPS = 2
+_FIRST_POWER_STEPS = 4
+_POWER_STEPS = 1
+_MARGIN = 1.15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,46 +29,89 @@ class OnlineSettings:
     window: float = option(4.0, "Newest data that the provisional model is fitted to.", low=0.1, high=600.0, unit="s")
     forget: float = option(0.999, "Weight of a frame in the model's fit relative to the next one.", low=0.9, high=1.0)
     steps: int = option(4, "Proximal gradient steps on U in one refinement.", low=1, high=1000)
-    start_steps: int = option(12, "Proximal gradient steps on U in the first fit.", low=1, high=1000)
+    start_steps: int = option(6, "Proximal gradient steps on U after a start.", low=1, high=1000)
     rebuild: int = option(4, "Refinements from one new estimate of the window's V to the next.", low=1, high=1000)
     every: int = option(64, "Frames from one refinement to the next where `late_frames=wait`; else as often as the machine can.", low=1)
     calibration: float = option(0.4, "Data that give coil compression, maps and density weights.", low=0.05, high=60.0, unit="s")
     start: float = option(2.0, "Data that give the first bases.", low=0.1, high=60.0, unit="s")
+    settle: float = option(4.0, "Until there are so many data the model is started anew, from all of them.", low=0.1, high=60.0, unit="s")
     strength: float = option(2e-4, "Λ of spatial total variation, as of the subspace solvers.", low=0.0)
-    basis_width: int = option(24, "Matrix of the low-resolution series that gives the first V.", low=8, high=128)
-    basis_steps: int = option(20, "FISTA steps of that series.", low=1, high=1000)
-    basis_frame: float = option(0.012, "Duration of that series' frames.", low=0.0, high=10.0, unit="s")
+    basis_width: int = option(24, "Matrix of the low-resolution series that gives V at a start.", low=8, high=128)
 
 
 class _Fit(GraspPro):
-    """GRASP-Pro's step on a data term that was summed frame by frame."""
+    """GRASP-Pro's step on a data term that is summed frame by frame; its momentum outlasts a change of the sums."""
 
     _direction: Tensor | None = None
+    _mass: float = 1.0
+    _value: float = 0.0
 
-    def take(self, bases: Tensor, singular: Tensor, temporal: Tensor, normal: SummedNormal, target: Tensor) -> None:
+    def begin(self, bases: Tensor, singular: Tensor, sums: RunningSums) -> None:
         """Start from bases ``[K, (z,) y, x]``."""
-        self.step = 0
-        self.temporal, self.singular, self.normal, self.target = temporal, singular, normal, target
-        self.lipschitz = 1.15 * self._largest_eigenvalue()
+        self._take(singular, sums)
+        self._estimate(_FIRST_POWER_STEPS)
         self.bases = bases
         self._restart()
 
-    def _largest_eigenvalue(self) -> float:
-        """By power iteration from the direction found last: the sums change little from one refinement to the next."""
-        found = self._direction
-        if found is None:
-            generator = torch.Generator().manual_seed(self.seed)
-            found = torch.randn(self.target.shape, dtype=torch.complex64, generator=generator).to(self.target.device)
-            steps = _FIRST_POWER_STEPS
-        else:
-            steps = _POWER_STEPS
+    def go_on(self, sums: RunningSums) -> None:
+        """The same bases, with other frames in the sums."""
+        self._take(self.singular, sums)
+
+    def turn(self, move: Tensor, singular: Tensor, sums: RunningSums) -> None:
+        """Other bases of the same series: V was taken to ``move V``, float64 ``[K, K]``."""
+        self._take(singular, sums)
+        self._estimate(_POWER_STEPS)
+        taken = torch.linalg.inv(move).T.to(self.bases)
+        self.fista.x, self.fista.ahead = (torch.tensordot(taken, each, dims=1) for each in (self.fista.x, self.fista.ahead))
+        self.bases = self.fista.x
+
+    def _take(self, singular: Tensor, sums: RunningSums) -> None:
+        self.temporal, self.singular, self.normal, self.target = sums.temporal(), singular, sums.normal(), sums.target()
+        # The Gram operator grows with the frames inside: so does the bound on its eigenvalues.
+        self._mass = sums.largest_mass()
+        self.lipschitz = _MARGIN * self._value * self._mass
+
+    def _estimate(self, steps: int) -> None:
+        """Largest eigenvalue by power iteration, from the direction found last."""
+        # Like the eigenvector, the right-hand side is mostly k-space's centre, where samples lie densest.
+        found = self.target if self._direction is None else self._direction
         value = 0.0
         for _ in range(steps):
             found = self.normal(found)
             value = float(torch.linalg.vector_norm(found))
             found = found / max(value, 1e-30)
         self._direction = found
-        return value
+        self._value = value / max(self._mass, 1e-30)
+        self.lipschitz = _MARGIN * value
+
+
+def sliding_series(images: Tensor, readouts: list[int], width: int) -> Tensor:
+    """Gridded frames at low resolution, each averaged with its neighbours: undersampled by little, and blurred in time by little.
+
+    Neighbours weigh less the more readouts lie between, none beyond twice ``width`` of them (about what spokes need there); k-space is
+    tapered by the root of a Hann window.
+
+    Args:
+        images: complex64 ``[frame, (z,) y, x]``, scaled as fully sampled ones.
+        readouts: of every frame.
+        width: pixels an axis, at most the images'.
+
+    Returns:
+        complex64 ``[frame, (z,) y, x]``, at most so wide.
+    """
+    dims = tuple(range(1, images.ndim))
+    spectra = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(images, dim=dims), dim=dims, norm="ortho"), dim=dims)
+    for axis in dims:
+        n = spectra.shape[axis]
+        kept = min(n, width)
+        taper = torch.hann_window(kept + 2, periodic=False, device=images.device)[1:-1].sqrt()
+        spectra = spectra.narrow(axis, n // 2 - kept // 2, kept) * taper.reshape(-1, *[1] * (images.ndim - 1 - axis))
+    small = torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(spectra, dim=dims), dim=dims, norm="ortho"), dim=dims)
+    count = torch.tensor(readouts, dtype=torch.float32, device=images.device)
+    centre = count.cumsum(0) - count / 2
+    share = (1 - (centre[:, None] - centre).abs() / (2 * width)).clamp_min(0) * count
+    share = share / share.sum(1, keepdim=True)
+    return torch.tensordot(share.to(small.dtype), small, dims=1)
 
 
 def gauge(bases: Tensor, temporal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -149,33 +189,40 @@ class OnlineModel:
         self.settings = settings
         self.sums = RunningSums(encoder.sensitivities, settings.forget)
         self.refinements = 0
+        self._since_start = 0
         self._fit = _Fit(GraspProSettings(rank=settings.rank, strength=settings.strength), engine=encoder.engine, seed=seed)
         self._model: Model | None = None
-        self._singular = torch.empty(0)
         # From every version's V to the next one's: float64 [K, K].
         self._moves: list[Tensor] = []
 
-    def start(self, problem: KSpaceProblem, frames: list[MeasuredFrame]) -> Model:
-        """First bases.
+    def start(self, frames: list[MeasuredFrame]) -> Model:
+        """First bases; or new ones, from all frames so far, to which frames tracked since are carried over.
 
         Args:
-            problem: whitened, uncalibrated; frames as measured.
-            frames: its frames, measured.
-
-        Raises:
-            DataError: frames and problem differ in number.
+            frames: measured with ``gridded``, in order of time.
         """
-        if len(frames) != problem.n_frames:
-            raise DataError("frames", f"{len(frames)} measured of {problem.n_frames}", "Measure every frame of the problem.")
         settings = self.settings
-        coarse = _joined(problem, settings.basis_frame)
-        series = low_resolution_series(coarse, settings.basis_width, 0.06, settings.basis_steps, _BASIS_COILS, self.encoder.engine)
-        found, self._singular = temporal_basis(series, settings.rank)
-        rows = interpolate_frames(found.T, coarse.frame_times, problem.frame_times).T
-        rows = orthonormal_rows(rows)
+        full = self._full_images(frames)
+        rows, singular = temporal_basis(sliding_series(full, [frame.readouts for frame in frames], settings.basis_width), settings.rank)
+        self.sums = RunningSums(self.encoder.sensitivities, settings.forget)
         self.sums.add(frames, rows)
-        bases = torch.zeros((rows.shape[0], *problem.shape), dtype=torch.complex64, device=problem.device)
-        return self._publish(self._step(bases, settings.start_steps))
+        self._since_start = 0
+        # Several steps ahead of zero.
+        gridded = torch.tensordot(rows.to(full.dtype), full, dims=1)
+        self._fit.begin(gridded, singular, self.sums)
+        old, made = self._model, self._publish(self._step(settings.start_steps))
+        if old is not None:
+            self._moves.append(nearest(old, made))
+        return made
+
+    def _full_images(self, frames: list[MeasuredFrame]) -> Tensor:
+        """Gridding of every frame, scaled as a fully sampled image ``[frame, (z,) y, x]``."""
+        images = []
+        for frame in frames:
+            assert frame.gridded is not None
+            # Weights are shares of the start block's area: fewer readouts share the same area.
+            images.append(frame.gridded * (self.encoder.start_readouts / frame.readouts))
+        return torch.stack(images)
 
     def take(self, frames: list[MeasuredFrame], coefficients: Tensor, version: int) -> None:
         """Let tracked frames into the window, and old ones out of it.
@@ -195,24 +242,28 @@ class OnlineModel:
         self.sums.drop(min(old, len(self.sums) - 1))
 
     def refine(self) -> Model:
-        """A few steps on U; every so often V of the whole window is estimated anew first, and the sums rebuilt with it."""
+        """A few steps on U; every so often, and first after a start, V of the whole window is estimated anew before."""
         assert self._model is not None
+        turned = self._since_start % self.settings.rebuild == 0
         self.refinements += 1
-        bases = self._model.bases
+        self._since_start += 1
         move = torch.eye(self._model.rank, dtype=torch.float64)
-        if self.refinements % self.settings.rebuild == 0:
+        if turned:
+            bases = self._model.bases
             frames = [entry.frame for entry in self.sums.entries]
             normal, target = self._model.grams(frames)
             steps = [frame.steps for frame in frames]
             found = smooth_coefficients(normal, target, self._model.innovation, self._model.noise, steps).T.float().to(bases.device)
-            bases, rows, self._singular, move = gauge(bases, found)
+            _, rows, singular, move = gauge(bases, found)
             self.sums.rebuild(rows)
+            self._fit.turn(move, singular, self.sums)
+        else:
+            self._fit.go_on(self.sums)
         self._moves.append(move)
-        return self._publish(self._step(bases, self.settings.steps))
+        return self._publish(self._step(self.settings.steps))
 
-    def _step(self, bases: Tensor, steps: int) -> Tensor:
+    def _step(self, steps: int) -> Tensor:
         fit = self._fit
-        fit.take(bases, self._singular, self.sums.temporal(), self.sums.normal(), self.sums.target())
         for _ in range(steps):
             fit.update()
         if not bool(torch.isfinite(torch.view_as_real(fit.bases)).all()):
@@ -248,11 +299,3 @@ def _residual(model: Model, frames: list[MeasuredFrame], temporal: Tensor) -> fl
         sum(frame.energy for frame in frames) - 2 * float((rows * target).sum()) + float(torch.einsum("tk,tkl,tl->", rows, normal, rows))
     )
     return max(misfit / max(sum(frame.weight for frame in frames), 1e-30), 1e-6)
-
-
-def _joined(problem: KSpaceProblem, duration: float) -> KSpaceProblem:
-    """The problem with neighbouring frames joined to last at least so long, seconds."""
-    times = problem.frame_times
-    spacing = float(times[-1] - times[0]) / max(1, problem.n_frames - 1)
-    each = max(1, math.ceil(duration / spacing - 1e-6)) if spacing > 0 else 1
-    return joined_frames(problem, each)

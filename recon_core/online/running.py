@@ -88,6 +88,12 @@ class RunningSums:
         """V ``[K, frame]`` of the frames inside, as it entered."""
         return torch.stack([entry.temporal for entry in self.entries], dim=1)
 
+    def largest_mass(self) -> float:
+        """Largest eigenvalue of ``Σ_t w_t V_t V_tᵀ``, w the frames' weights as they stand."""
+        weights = [self.forget ** (self._entered - 1 - entry.number) for entry in self.entries]
+        rows = self.temporal().double().cpu()
+        return float(torch.linalg.eigvalsh((rows * torch.tensor(weights, dtype=torch.float64)) @ rows.T)[-1])
+
     def normal(self) -> SummedNormal:
         """The Gram operator as it stands, float32."""
         assert self._kernel is not None

@@ -84,6 +84,16 @@ def spectral_products(bases: Tensor, sensitivities: Tensor) -> Tensor:
     return out / out.shape[1]
 
 
+def nearest(old: Model, new: Model) -> Tensor:
+    """float64 ``[K, K]``, which takes any V of the old bases to where its image is nearest in the new ones."""
+    flat_old = torch.view_as_real(old.bases).reshape(old.rank, -1)
+    flat_new = torch.view_as_real(new.bases).reshape(new.rank, -1)
+    gram = (flat_new @ flat_new.T).double().cpu()
+    cross = (flat_new @ flat_old.T).double().cpu()
+    ridge = 1e-9 * gram.diagonal().mean() * torch.eye(new.rank, dtype=torch.float64)
+    return torch.linalg.solve(gram + ridge, cross)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tracked:
     """Solved frames.
@@ -118,13 +128,8 @@ class Tracker:
         Args:
             model: newer bases of the same scan.
         """
-        old, new = self.model, model
-        flat_old = torch.view_as_real(old.bases).reshape(old.rank, -1)
-        flat_new = torch.view_as_real(new.bases).reshape(new.rank, -1)
-        gram = (flat_new @ flat_new.T).double().cpu()
-        cross = (flat_new @ flat_old.T).double().cpu()
-        ridge = 1e-9 * gram.diagonal().mean() * torch.eye(new.rank, dtype=torch.float64)
-        move = torch.linalg.solve(gram + ridge, cross)
+        new = model
+        move = nearest(self.model, new)
         self._state = move @ self._state
         # What the new bases can show and the old ones could not is unknown: let the next frames tell.
         self._covariance = move @ self._covariance @ move.T + 4 * new.innovation

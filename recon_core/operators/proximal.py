@@ -58,33 +58,37 @@ class SpatialTv:
 
 
 class TemporalTv:
-    """Proximal map of ``λ Σ_t |u_{t+1} − u_t|`` of a series ``[frame, …]``, its dual kept warm between calls."""
+    """Proximal map of ``λ Σ_t |u_{t+1} − u_t|`` of a series ``[frame, …]``, its dual kept warm between calls.
+
+    Real and imaginary parts lie beside each other: magnitudes of complex arrays cost several times as much.
+    """
 
     def __init__(self, shape: torch.Size | tuple[int, ...], iterations: int, device: torch.device | str = "cpu") -> None:
         self.iterations = iterations
-        self.dual = torch.zeros((shape[0] - 1, *shape[1:]), dtype=torch.complex64, device=device)
+        self.dual = torch.zeros((shape[0] - 1, *shape[1:], 2), dtype=torch.float32, device=device)
 
     @staticmethod
-    def _adjoint(dual: Tensor) -> Tensor:
-        out = torch.zeros((dual.shape[0] + 1, *dual.shape[1:]), dtype=dual.dtype, device=dual.device)
-        out[:-1].sub_(dual)
-        out[1:].add_(dual)
+    def _minus_adjoint(series: Tensor, dual: Tensor) -> Tensor:
+        out = series.clone()
+        out[:-1].add_(dual)
+        out[1:].sub_(dual)
         return out
 
     def __call__(self, series: Tensor, threshold: float) -> Tensor:
         """Apply with one threshold; a series of one frame comes back as it is."""
         if series.shape[0] < 2 or threshold <= 0:
             return series
+        parts = torch.view_as_real(series)
         dual, ahead, momentum = self.dual, self.dual, 1.0
         for _ in range(self.iterations):
-            point = series - self._adjoint(ahead)
-            new = ahead + (point[1:] - point[:-1]) / 4
-            new = new / (new.abs() / threshold).clamp_min(1)
+            point = self._minus_adjoint(parts, ahead)
+            new = torch.sub(point[1:], point[:-1]).mul_(0.25).add_(ahead)
+            new.div_(new.square().sum(-1, keepdim=True).sqrt_().div_(threshold).clamp_min_(1))
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-            ahead = new + (momentum - 1) / following * (new - dual)
+            ahead = torch.lerp(dual, new, 1 + (momentum - 1) / following)
             dual, momentum = new, following
         self.dual = dual
-        return series - self._adjoint(dual)
+        return torch.view_as_complex(self._minus_adjoint(parts, dual))
 
 
 class Fista:

@@ -16,6 +16,7 @@ from recon_core.operators.nufft import DEFAULT_TOLERANCE, Nufft
 
 _SEPARABLE_POINTS = 4096
 """Up to so many points the exact matrix product costs less than a NUFFT onto the doubled grid."""
+_ON_GRID = 1e-7
 
 
 def point_spread_spectrum(
@@ -59,18 +60,25 @@ def _separable_spectrum(points: Tensor, weights: Tensor, shape: Sequence[int]) -
 def dirichlet(position: Tensor, n: int) -> Tensor:
     """``Σ_{|d| < n} exp(−i2π d (q − position) / 2n)`` for q = 0 … 2n−1, float32 ``[point, q]``.
 
-    With a = π/2n and p the position, sin((2n−1)a(q−p)) / sin(a(q−p)) is taken apart by addition theorems, so that sines are only taken
-    of points and of grid positions, not of every pair.
+    With a = π/2n and p the position it is ``±(sin πp · cot a(q−p) + cos πp)``. Single precision is enough once p is taken apart into the
+    nearest integer and a rest: q − p is then as exact as the rest, next to the pole too.
+
+    Args:
+        position: ``[point]``, within ±n.
+        n: pixels.
     """
-    position = position.double()[:, None]
-    grid = torch.arange(2 * n, dtype=torch.float64, device=position.device)
-    step = math.pi / (2 * n)
-    sin_p, cos_p, sin_q, cos_q = (step * position).sin(), (step * position).cos(), (step * grid).sin(), (step * grid).cos()
-    below = sin_q * cos_p - cos_q * sin_p
-    ratio = (cos_q * cos_p + sin_q * sin_p) / below
-    sign = 2 * torch.remainder(grid, 2) - 1
-    value = sign * (torch.sin(math.pi * position) * ratio + torch.cos(math.pi * position))
-    return torch.where(below.abs() < 1e-9, 2.0 * n - 1, value).to(torch.float32)
+    whole = position.round()
+    rest = (position - whole).to(torch.float32)[:, None]
+    # On the grid itself the pole is lifted; so close to it the value is the limit to single precision.
+    rest = torch.where(rest.abs() < _ON_GRID, _ON_GRID, rest)
+    grid = torch.arange(2 * n, dtype=torch.float32, device=position.device)
+    value = grid - whole.to(torch.float32)[:, None]
+    value.sub_((value >= n).to(torch.float32), alpha=2 * n)
+    value.sub_(rest).mul_(math.pi / (2 * n)).tan_().reciprocal_()
+    value.mul_((math.pi * rest).sin()).add_((math.pi * rest).cos())
+    alternate = 2 * torch.remainder(grid, 2) - 1
+    turns = 1 - 2 * torch.remainder(whole.to(torch.float32), 2)
+    return value.mul_(alternate).mul_(turns[:, None])
 
 
 def pad_fft(images: Tensor, dim: int) -> Tensor:

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from gadgets import cli
-from gadgets.bench import machine, pictures, problems, runner, scans, tables, worker
+from gadgets.bench import machine, pictures, problems, runner, scans, scores, tables, worker
 from gadgets.bench.cases import Region, Row, parse
 from gadgets.commands.bench import _names, data_folder
 from recon_core.errors import DataError, SettingError
+from recon_core.metrics import score
 
 FIELDS = {
     "title": "Tiny",
@@ -119,7 +120,7 @@ def test_worker_gives_images_and_what_they_cost(tmp_path: Path, scan: scans.Benc
     still = np.load(tmp_path / "images.npy")
     assert np.array_equal(still, np.broadcast_to(still[:1], still.shape))
     assert scan.truth is not None
-    assert runner.score(still, scan.truth, scan.moving)["psnr_db"] > 20
+    assert score(still, scan.truth, scan.moving)["psnr_db"] > 20
 
 
 # ---- rows
@@ -151,7 +152,7 @@ def test_a_row_gets_its_own_frames_and_scan(monkeypatch: pytest.MonkeyPatch) -> 
         return {"psnr_db": 1.0}
 
     monkeypatch.setattr(runner, "run_job", job)
-    monkeypatch.setattr(runner, "score", look)
+    monkeypatch.setattr(scores, "score", look)
     found = runner.run_case(parse("rows", ROWS), Path())
     assert [record["method"] for record in found.records] == ["time_average", "first four", "every other", "time_average (5)", "gridding"]
     assert scored == [(6, 6), (4, 4), (6, 6), (6, 6), (6, 6)]
@@ -176,7 +177,7 @@ def test_finished_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"seconds": 1.0, "memory": {"peak": 2, "above": 1}}, np.ones((8, 24, 24), dtype=np.complex64), None
 
     monkeypatch.setattr(runner, "run_job", job)
-    monkeypatch.setattr(runner, "score", lambda *_: {"psnr_db": 1.0})
+    monkeypatch.setattr(scores, "score", lambda *_: {"psnr_db": 1.0})
     fields = {**FIELDS, "methods": ["cg_sense", "grasp", "gridding"]}
     after: list[int] = []
     first = runner.run_case(parse("tiny", fields), Path(), ["cg_sense", "grasp"], keep=lambda done: after.append(len(done.records)))
@@ -204,7 +205,7 @@ def test_a_row_of_a_neighbouring_table_is_taken_over(tmp_path: Path, monkeypatch
         return {"seconds": 1.0, "memory": {"peak": 2, "above": 1}}, np.ones((8, 24, 24), dtype=np.complex64), None
 
     monkeypatch.setattr(runner, "run_job", job)
-    monkeypatch.setattr(runner, "score", lambda *_: {"psnr_db": 1.0})
+    monkeypatch.setattr(scores, "score", lambda *_: {"psnr_db": 1.0})
     first = {**FIELDS, "rows": [{"name": "both", "method": "gridding", "paper": {"seconds": 3.0}}]}
     tables.write_json([tables.as_json(runner.run_case(parse("set/a", first), Path()), {})], tmp_path)
     ran.clear()
@@ -239,19 +240,19 @@ def test_curve_difference_by_hand() -> None:
     truth[:, 2, 1] = 1
     images = truth.copy()
     region = Region(y=(0, 4), x=(0, 5))
-    assert runner.curve_difference(images, truth, region) == 0
+    assert scores.curve_difference(images, truth, region) == 0
     # Pixels above half of 10 are the two of the first row: true course 9, 4.5; one pixel 1 too bright in frame 0 makes 9.5.
     images[0, 1, 1] += 1
     images[0, 2, 1] += 50
-    assert runner.curve_difference(images, truth, region) == pytest.approx(np.sqrt(0.5**2 / 2) / 9)
+    assert scores.curve_difference(images, truth, region) == pytest.approx(np.sqrt(0.5**2 / 2) / 9)
     with pytest.raises(SettingError, match="no signal"):
-        runner.curve_difference(images, truth, Region(y=(3, 4), x=(0, 5)))
+        scores.curve_difference(images, truth, Region(y=(3, 4), x=(0, 5)))
 
 
 def test_withheld_readouts_judge(scan: scans.BenchScan) -> None:
     case = parse("tiny", {**FIELDS, "withhold": 0.2})
     made = scans.make(case, 0, Path())
-    scorer = runner.Scorer(case, made)
+    scorer = scores.Scorer(case, made)
     assert made.truth is not None
     good = scorer(made.truth)["held_out_error"]
     nothing = scorer(0 * made.truth)["held_out_error"]
@@ -451,7 +452,7 @@ def test_rows_whose_turn_has_not_come_outlive_an_interruption(tmp_path: Path, mo
         return {"seconds": 1.0, "memory": {"peak": 2, "above": 1}}, np.ones((8, 24, 24), dtype=np.complex64), None
 
     monkeypatch.setattr(runner, "run_job", job)
-    monkeypatch.setattr(runner, "score", lambda *_: {"psnr_db": 1.0})
+    monkeypatch.setattr(scores, "score", lambda *_: {"psnr_db": 1.0})
     command = ["bench", str(case), "--device", "cpu", "--json", str(tmp_path)]
     assert cli.main([*command, "--methods", "gridding"]) == 0
     broken = True

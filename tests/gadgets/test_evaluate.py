@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gadgets import cli
-from gadgets.evaluation import evaluate, image_series, pixel_values
+from gadgets.evaluation import evaluate, evaluate_provisional, image_series, pixel_values
 from gadgets.scanfile import ImageWriter, Truth, write_scan, write_truth
 from recon_core.errors import DataError
 from recon_core.metrics import moving_region, score
@@ -139,3 +139,29 @@ def test_a_real_scan_has_no_truth(tmp_path, truth, capsys):
     write_scan(tmp_path / "real.h5", "<ismrmrdHeader/>", [])
     assert cli.main(["evaluate", str(path), str(tmp_path / "real.h5")]) == 1
     assert "Only a simulated scan has a truth" in capsys.readouterr().err
+
+
+def test_provisional_images_are_scored_against_the_truth_of_their_time(tmp_path, truth, scan, capsys):
+    noisy = _noisy(truth)
+    path = tmp_path / "out.h5"
+    with ImageWriter(path, "run") as writer:
+        for number in (2, 4, 7):
+            image = ismrmrd.Image.from_array(noisy[number], transpose=False, image_series_index=1)
+            image.meta |= {"Provisional": "1", "FrameTime_s": f"{0.006 * number + 0.002:.6f}"}
+            writer.write(image)
+        for pixels in truth.images:
+            writer.write(ismrmrd.Image.from_array(pixels, transpose=False, image_series_index=2))
+    late = [4, 7]
+    result = evaluate_provisional(path, scan, after=0.02)
+    assert result["frames"] == 2
+    assert result["psnr_db"] == pytest.approx(score(noisy[late], truth.images[late], truth.moving)["psnr_db"], rel=1e-6)
+    assert evaluate(path, scan)["psnr_db"] == 200
+    assert cli.main(["evaluate", str(path), str(scan), "--provisional"]) == 0
+    assert "frames          3" in capsys.readouterr().out
+    with pytest.raises(DataError, match="none of 3 provisional"):
+        evaluate_provisional(path, scan, after=1)
+
+
+def test_no_provisional_image(tmp_path, truth, scan):
+    with pytest.raises(DataError, match="is provisional"):
+        evaluate_provisional(_store(tmp_path / "out.h5", truth.images), scan)

@@ -22,12 +22,12 @@ SMALL = {
     "rank": 2,
     "calibration": 0.06,
     "start": 0.1,
+    "settle": 0.2,
     "window": 0.4,
     "every": 16,
     "start_steps": 3,
     "steps": 1,
     "basis_width": 16,
-    "basis_steps": 3,
 }
 
 MAGNITUDE_ONLY = {

@@ -7,16 +7,13 @@ import dataclasses
 import pytest
 import torch
 
-from recon_core.errors import DataError
 from recon_core.online.measured import FrameEncoder, SlidingGridding
 from recon_core.online.model import OnlineModel, OnlineSettings
 from recon_core.online.tracker import Tracker
 from tests.recon_core.test_online_numerics import one
 from tests.recon_core.toy import toy_problem
 
-SETTINGS = OnlineSettings(
-    rank=5, window=0.3, steps=3, start_steps=10, rebuild=2, basis_width=16, basis_steps=10, basis_frame=0.0, forget=0.99
-)
+SETTINGS = OnlineSettings(rank=5, window=0.3, steps=3, start_steps=10, rebuild=2, basis_width=16, forget=0.99)
 FRAMES, START = 60, 24
 
 
@@ -40,7 +37,7 @@ def follow(problem, every=6):
     gridding = SlidingGridding(encoder, 33)
     gridded = torch.stack([gridding.image(frame) for frame in frames])[START:]
     model = OnlineModel(encoder, SETTINGS)
-    tracker = Tracker(model.start(first(problem, START), frames[:START]))
+    tracker = Tracker(model.start(frames[:START]))
     images = []
     for at in range(START, problem.n_frames, every):
         solved = tracker.solve(frames[at : at + every])
@@ -89,9 +86,9 @@ def test_coefficients_of_an_older_model_are_carried_over(scan):
     """Frames tracked before a change of gauge enter the sums as if they had been tracked after it."""
     problem = scan[0]
     encoder = FrameEncoder(first(problem, 20), 3, "nudft")
-    frames = [encoder.measure(one(problem, n)) for n in range(START + 4)]
+    frames = [encoder.measure(one(problem, n), gridded=True) for n in range(START + 4)]
     model = OnlineModel(encoder, dataclasses.replace(SETTINGS, rebuild=1))
-    old = model.start(first(problem, START), frames[:START])
+    old = model.start(frames[:START])
     solved = Tracker(old).solve(frames[START:])
     model.refine()
     turned = model.refine()
@@ -101,10 +98,3 @@ def test_coefficients_of_an_older_model_are_carried_over(scan):
         assert float((each - torch.eye(5, dtype=torch.float64)).abs().max()) > 1e-3
     model.take(frames[START:], solved.coefficients, old.version)
     torch.testing.assert_close(model.sums.temporal()[:, -4:].double(), (solved.coefficients.double() @ move).T, rtol=1e-5, atol=1e-6)
-
-
-def test_frames_and_problem_must_agree(scan):
-    encoder = FrameEncoder(first(scan[0], 20), 3, "nudft")
-    frames = [encoder.measure(one(scan[0], n)) for n in range(3)]
-    with pytest.raises(DataError, match="3 measured of 20"):
-        OnlineModel(encoder, SETTINGS).start(first(scan[0], 20), frames)

@@ -32,11 +32,11 @@ PROPERTIES = {
     "online.rank": "2",
     "online.calibration": "0.06",
     "online.start": "0.1",
+    "online.settle": "0.2",
     "online.window": "0.3",
     "online.start_steps": "3",
     "online.steps": "1",
     "online.basis_width": "16",
-    "online.basis_steps": "3",
     "online.every": "16",
 }
 FRAMES = 60
