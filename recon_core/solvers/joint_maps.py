@@ -33,8 +33,9 @@ _DAMPING = 1e-2
 _COIL_BAND, _COIL_POWER = 8.6, -8
 _HALVINGS = 4
 _PRIOR_STEPS = 10
-# A step that lowers the objective by less is the last.
+# Two steps in a row that lower the objective by less are the last.
 _LEAST_FALL = 0.01
+_PATIENCE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ class JointMaps:
         point: float32 ``[parameter + 2, voxel]``: fitted values over their units, then real and imaginary part of the amplitude.
         sensitivities: as they stand, of unit root-sum-of-squares.
         cost: value of the objective before the last step; None before the first.
+        idle: steps in a row that hardly lowered it.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class JointMaps:
             squared = squared + (k / _COIL_BAND).square().reshape([-1 if a == axis else 1 for a in range(len(self.shape))])
         self.band = (1 + squared) ** _COIL_POWER
         self.cost: float | None = None
+        self.idle = 0
 
     def start(self, fit: ParameterFit, bases: Tensor, share: float) -> None:
         """Start from a voxel-wise fit; outside the object the parameters are the object's medians and the amplitude is 0.
@@ -118,7 +121,7 @@ class JointMaps:
     def with_weights(self, weights: JointWeights) -> JointMaps:
         """The same problem with other weights, from where this one stands."""
         other = copy.copy(self)
-        other.weights, other.cost = weights, None
+        other.weights, other.cost, other.idle = weights, None, 0
         return other
 
     def values(self) -> tuple[dict[str, Tensor], Tensor]:
@@ -172,13 +175,19 @@ class JointMaps:
             coils: whether the sensitivities move, too.
 
         Returns:
-            Whether the objective fell by so much that another step is worth while.
+            Whether another step is worth while; if not, nothing has changed.
         """
-        jacobian, bases = self._jacobian(), self.bases()
+        bases = self.bases()
         coefficients = bases.flatten(1)
         misfit, of_bases, of_maps = self.term.cost_and_gradients(bases, self.sensitivities, coils)
         prior, weights = self._prior(self.point)
+        # Compared where every step begins: there the gauge is the same.
+        fell = self.cost is None or misfit + prior < (1 - _LEAST_FALL) * self.cost
+        self.idle = 0 if fell else self.idle + 1
         self.cost = misfit + prior
+        if self.idle >= _PATIENCE:
+            return False
+        jacobian = self._jacobian()
         curvature = float((coefficients.conj() * (self.average @ coefficients)).real.sum(0).mean()) + 1e-30
         ridge = self.weights.coils * curvature
 
@@ -220,13 +229,12 @@ class JointMaps:
             point = self._within(self.point + share * step)
             maps = self.sensitivities if coils is None else self.sensitivities + share * coils
             tried = self.term.cost_and_gradients(self._signal(point).reshape(-1, *self.shape), maps, of_maps=False)[0]
-            total = tried + self._prior(point)[0]
-            if total < cost:
+            if tried + self._prior(point)[0] < cost:
                 # The gauge: unit root-sum-of-squares, the amplitude takes the rest.
                 size = (maps.abs().square().sum(0) + 1e-12).sqrt()
                 self.sensitivities = maps / size
                 self.point = torch.cat([point[:-2], point[-2:] * size.flatten()])
-                return total < (1 - _LEAST_FALL) * cost
+                return True
             share /= 2
         return False
 

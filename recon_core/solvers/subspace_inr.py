@@ -110,6 +110,11 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         known = {FIELD_SHARES[-1] if other.field is None else other.field for other in tried}
         return [dataclasses.replace(settings, field=value) for value in FIELD_SHARES if asked.field is None and value not in known]
 
+    @classmethod
+    def regularisation(cls, settings: SubspaceInrSettings) -> tuple[bool, bool, float]:
+        """See :class:`Solver`; the share of the field is no question of more or less."""
+        return bool(settings.even), bool(settings.smooth), settings.strength or 0.0
+
     def start(self, problem: KSpaceProblem, previous: Solver[SubspaceInrSettings] | None = None) -> None:
         """See :class:`SubspaceSolver`."""
         super().start(problem, previous)

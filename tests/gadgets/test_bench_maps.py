@@ -86,7 +86,7 @@ def test_the_worker_gives_maps_coils_and_the_images_asked_for(tmp_path: Path, sc
         ({"methods": ["grasp"]}, "grasp"),
         ({"withhold": 0.1}, "withhold"),
         ({"methods": None, "rows": [{"method": "lrt", "frames": 3}]}, "frames"),
-        ({"methods": None, "rows": [{"method": "lrt", "settings": {"strenth": 1}}]}, "strenth"),
+        ({"methods": None, "rows": [{"method": "lrt", "settings": {"strengths": 1}}]}, "strengths"),
     ],
 )
 def test_what_a_protocol_does_not_allow(change: dict[str, Any], words: str) -> None:

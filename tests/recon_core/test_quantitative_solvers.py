@@ -22,6 +22,7 @@ from recon_core.reconstruct import ReconstructionSettings, reconstruct
 from recon_core.solvers import registry
 from recon_core.solvers.base import Solver
 from recon_core.solvers.field_blocks import FieldBlocks
+from recon_core.solvers.lorein import Lorein, LoreinSettings
 from recon_core.solvers.lrt import SELECTED_STRENGTHS
 from recon_core.solvers.quantitative import QuantitativeSolver
 
@@ -207,3 +208,20 @@ def simulate_protocol():
     protocol = paper_protocol("set1", 4)
     assert math.isclose(protocol.echo_times[-1], 29.6e-3)
     return protocol
+
+
+def test_the_maps_weight_goes_up_while_that_helps_else_down() -> None:
+    def after(best: float, *tried: float) -> list[float | None]:
+        found = Lorein.refinements(LoreinSettings(strength=best), LoreinSettings(), [LoreinSettings(strength=value) for value in tried])
+        return [settings.strength for settings in found]
+
+    assert [c.strength for c in Lorein.candidates(LoreinSettings(), None)] == [3.0]  # type: ignore[arg-type]
+    assert after(3.0, 3.0) == [10.0]
+    assert after(10.0, 3.0, 10.0) == [30.0]
+    assert after(3.0, 3.0, 10.0) == [1.0]
+    assert after(3.0, 3.0, 10.0, 1.0) == []
+    assert after(1.0, 3.0, 10.0, 1.0) == [0.3]
+    assert after(1000.0, 300.0, 1000.0) == []
+    given = LoreinSettings(strength=5.0)
+    assert Lorein.candidates(given, None) == [given]  # type: ignore[arg-type]
+    assert Lorein.refinements(given, given, [given]) == []

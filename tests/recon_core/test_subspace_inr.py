@@ -230,12 +230,12 @@ def test_threshold_and_share_are_chosen_on_held_out_readouts(toy: ModuleType) ->
     tried = [t["settings"] for t in report["tried"]]
     assert [t["strength"] for t in tried[:2]] == [STRENGTHS[1], STRENGTHS[0]]
     assert [t["field"] for t in tried] == [0.0] * (len(tried) - 1) + [FIELD_SHARES[1]]
-    wanted = {False} if report["settings"]["strength"] == STRENGTHS[0] else {False, True}
-    assert {t["smooth"] for t in tried} == {t["even"] for t in tried} == wanted
+    limited = report["settings"]["strength"] != STRENGTHS[0]
+    assert any(t["smooth"] for t in tried) == any(t["even"] for t in tried) == limited
     best = min(report["tried"], key=lambda t: t["held_out_error"])
-    assert (report["settings"]["smooth"], report["settings"]["even"]) == (best["settings"]["smooth"], best["settings"]["even"])
-    assert report["settings"]["strength"] == best["settings"]["strength"]
-    assert report["settings"]["field"] == best["settings"]["field"]
+    chosen, least = (SubspaceInr.regularisation(SubspaceInrSettings(**settings)) for settings in (report["settings"], best["settings"]))
+    assert report["settings"] in tried
+    assert chosen >= least
     assert held_out_readouts(problem, 0.1, 0).any()
 
 
