@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from recon_core.metrics import align
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from gadgets.evaluation import Curve
     from gadgets.scanfile import Truth
 
 _FRAMES_SHOWN = 6
@@ -45,6 +47,40 @@ class Shown:
     latents: NDArray[np.float32] | None = None
     title: str = ""
     truth: Truth | None = None
+
+
+def curve_sheet(series: Mapping[str, Mapping[str, Curve]], times: NDArray[np.float64], path: str | Path) -> None:
+    """Curves of regions against time, a panel a region, over the true one.
+
+    Args:
+        series: curves by region, by title of the series; all of the same regions.
+        times: ``[frame]``, seconds.
+        path: PNG file, replaced.
+
+    Raises:
+        MissingPartError: matplotlib is absent.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise _absent("matplotlib") from error
+    first = next(iter(series.values()))
+    across = min(4, len(first))
+    figure = Figure(figsize=(3.4 * across, 2.4 * -(-len(first) // across)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(-(-len(first) // across), across, squeeze=False).ravel()
+    for panel, region in zip(panels, first, strict=False):
+        panel.plot(times, first[region].truth, color="0.6", linewidth=3, label="truth")
+        for title, of in series.items():
+            panel.plot(times, of[region].found, linewidth=1, label=f"{title}: {of[region].difference:.1f} %")
+        panel.set_title(region, fontsize=9)
+        panel.set_xlabel("s", fontsize=8)
+        panel.tick_params(labelsize=7)
+        panel.legend(fontsize=7)
+    for panel in panels[len(first) :]:
+        panel.set_axis_off()
+    figure.savefig(path, dpi=80)
 
 
 def contact_sheet(shown: Shown, path: str | Path) -> None:

@@ -152,26 +152,29 @@ class _Fit:
         return float(self.errors.sum())
 
 
-def preferred(fits: Sequence[_Fit], regularisation: Callable[[Any], Any]) -> _Fit:
+def preferred(fits: Sequence[_Fit], cls: type[Solver[Any]]) -> _Fit:
     """The fit to choose: the one that predicts best, or a more regularised one that is not told from it by one standard error.
 
     The few held-out readouts do not resolve differences of a few per cent (Breiman et al., Classification and Regression Trees, 1984,
     section 3.4.3). The standard error is that of the difference, frame by frame.
 
     Args:
-        fits: those tried.
-        regularisation: makes settings comparable, the greater the more regularised; None where a method has no such order.
+        fits: those tried, in this order.
+        cls: says what is more regularised, and by how much a later one must be better.
     """
-    best = min(fits, key=lambda fit: fit.error)
+    best = fits[0]
+    for later in fits[1:]:
+        if later.error < (1 - cls.evidence) * best.error:
+            best = later
     count = len(best.errors)
-    if count < 2 or regularisation(best.settings) is None:
+    if count < 2 or cls.regularisation(best.settings) is None:
         return best
 
     def near(fit: _Fit) -> bool:
         more = fit.errors - best.errors
         return float(more.sum()) <= count**0.5 * float(more.std())
 
-    return max((fit for fit in fits if fit is best or near(fit)), key=lambda fit: (regularisation(fit.settings), -fit.error))
+    return max((fit for fit in fits if fit is best or near(fit)), key=lambda fit: (cls.regularisation(fit.settings), -fit.error))
 
 
 def _select(
@@ -195,7 +198,7 @@ def _select(
 
     def fit(candidate: Any, among: list[Any]) -> None:
         solver = cls(candidate, engine=engine, seed=settings.seed)
-        beside = preferred(fits, cls.regularisation).solver if fits else None
+        beside = preferred(fits, cls).solver if fits else None
         if beside is None:
             solver.start(training)
         else:
@@ -211,7 +214,7 @@ def _select(
         if progress is not None:
             progress(f"{cls.name}: held-out error {made.error:.4g} at step {made.step} with {_differences(candidate, among)}")
         fits.append(made)
-        kept = preferred(fits, cls.regularisation)
+        kept = preferred(fits, cls)
         for other in fits:
             if other is not kept:
                 other.solver = None
@@ -220,8 +223,8 @@ def _select(
     while among:
         for candidate in among:
             fit(candidate, among)
-        among = cls.refinements(preferred(fits, cls.regularisation).settings, asked, [other.settings for other in fits])
-    return preferred(fits, cls.regularisation), tried
+        among = cls.refinements(preferred(fits, cls).settings, asked, [other.settings for other in fits])
+    return preferred(fits, cls), tried
 
 
 def _differences(candidate: Any, candidates: list[Any]) -> str:

@@ -160,6 +160,10 @@ class Part:
         own = {**self.case.settings.get(row.method, {}), **row.settings}
         frames = {"frames": row.frames, "every": row.every, "scored": self.case.scored}
         asked = {"method": row.method, "settings": own, "scan": self.case.scan, "source": scans.source(self.case), **frames}
+        if self.case.tensor_bytes:
+            asked["tensor_bytes"] = True
+        if self.case.regions:
+            asked["regions"] = {name: dataclasses.asdict(region) for name, region in self.case.regions.items()}
         known: dict[str, Any] = json.loads(json.dumps({**asked, "withhold": self.case.withhold, **self.common}))
         return known
 
@@ -245,10 +249,12 @@ def _run_part(
         record: dict[str, Any] = {"method": row.title, "seed": part.seed, "asked": asked_for}
         if row.paper:
             record["paper"] = dict(row.paper)
-        earlier = [old for old in kept if "error" not in old and old.get("asked") == asked_for and old["method"] == row.title]
+        earlier = [old for old in kept if "error" not in old and old.get("asked") == asked_for]
         if earlier:
-            say(f"kept: {_line(earlier[0])}")
-            yield Outcome({**earlier[0], **record})
+            # In another table the row has another name, and the paper may have printed something else beside it.
+            taken = {**{key: value for key, value in earlier[0].items() if key != "paper"}, **record}
+            say(f"kept: {_line(taken)}")
+            yield Outcome(taken)
             continue
         if row.title not in asked:
             continue
@@ -271,7 +277,8 @@ def _bart(part: Part, say: Tell, kept: Sequence[dict[str, Any]] = ()) -> Iterato
     settings = part.case.bart
     done: dict[float, Outcome] = {}
     asked = {**part.asked(Row("bart")), "bart": json.loads(json.dumps(dataclasses.asdict(settings)))}
-    earlier = [old for old in kept if "error" not in old and old.get("asked") == asked]
+    # The first of a name: a neighbouring case may hold the same.
+    earlier = list({old["method"]: old for old in reversed(kept) if "error" not in old and old.get("asked") == asked}.values())[::-1]
     if earlier:
         say(f"kept: {'; '.join(_line(old) for old in earlier)}")
         yield from (Outcome(old) for old in earlier)

@@ -172,19 +172,24 @@ def write_json(results: Sequence[dict[str, Any]], where: Path) -> list[Path]:
     return written
 
 
-def kept_records(where: Path, case: str) -> list[dict[str, Any]]:
-    """Records of a case in what :func:`write_json` wrote; none where there is no such file.
+def kept_records(where: Path, case: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Records in what :func:`write_json` wrote: of the case, and of others in the same folder, for tables share rows.
 
     Raises:
-        DataError: the file is not one of these.
+        DataError: a file is not one of these.
     """
-    path = where if where.suffix == ".json" else where / f"{case}.json"
-    if not path.is_file():
-        return []
+    own = where if where.suffix == ".json" else where / f"{case}.json"
+    beside = [] if where.suffix == ".json" else sorted(path for path in own.parent.glob("*.json") if path != own)
+    found = [result for path in (own, *beside) if path.is_file() for result in _results(path)]
+    mine, others = ([run for name, runs in found if (name == case) is same for run in runs] for same in (True, False))
+    return mine, others
+
+
+def _results(path: Path) -> list[tuple[str, list[dict[str, Any]]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         results = content if isinstance(content, list) else [content]
-        return [run for result in results if result["case"] == case for run in result["runs"]]
+        return [(result["case"], list(result["runs"])) for result in results]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(str(path), f"no results of the benchmark ({error!r})", "Name another file, or leave --resume out.") from error
 

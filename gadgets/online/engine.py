@@ -154,12 +154,13 @@ class SliceEngine:
         assert self._encoder is not None
         if self._model is None:
             self._model = OnlineModel(self._encoder, self.online, self.settings.seed)
-        made = self._model.start(begin)
+        settled = _span(begin) >= self.online.settle
+        made = self._model.start(begin, settled=settled)
         with self._lock:
             while self._tracked and self._tracked[0][0].time <= begin[-1].time:
                 self._tracked.popleft()
             self._next_start = min(_STARTS_GROW * _span(begin), self.online.settle)
-            if _span(begin) >= self.online.settle:
+            if settled:
                 self._settled = True
                 self._first.clear()
         return made
@@ -241,12 +242,13 @@ class SliceEngine:
                 self._tracked.popleft()
 
     def _keep(self, reduced: MeasuredFrame) -> None:
-        """Keep a frame for the model's next start, as long as there will be one; of what is older than that takes, nothing."""
+        """Keep a frame for the model's next start, as long as there will be one."""
         with self._lock:
             if self._settled:
                 return
             self._first.append(reduced)
-            while _span(self._first) > max(self.online.window, self.online.start, self.online.settle):
+            # More than a start waits for: a slow one finds them all the same, and they do not pile up.
+            while _span(self._first) > max(self.online.start, self.online.settle) + self.online.window:
                 self._first.popleft()
 
     def _measure(self, frame: Frame) -> tuple[Assembled, MeasuredFrame]:

@@ -16,7 +16,7 @@ from recon_core.options import option
 from recon_core.solvers.grasp_pro import GraspPro, GraspProSettings
 
 _NOISE_FRAMES = 64
-_FIRST_POWER_STEPS = 4
+_FIRST_POWER_STEPS = 2
 _POWER_STEPS = 1
 _MARGIN = 1.15
 
@@ -25,12 +25,13 @@ _MARGIN = 1.15
 class OnlineSettings:
     """Settings of the provisional model; the scan's own solver makes the final series."""
 
-    rank: int = option(10, "Temporal components K of the provisional model.", low=1, high=64)
+    rank: int = option(14, "Temporal components K of the provisional model.", low=1, high=64)
+    start_rank: int = option(8, "The same until the model has settled: fewer are sooner there.", low=1, high=64)
     window: float = option(4.0, "Newest data that the provisional model is fitted to.", low=0.1, high=600.0, unit="s")
     forget: float = option(0.999, "Weight of a frame in the model's fit relative to the next one.", low=0.9, high=1.0)
     steps: int = option(4, "Proximal gradient steps on U in one refinement.", low=1, high=1000)
-    start_steps: int = option(6, "Proximal gradient steps on U after a start.", low=1, high=1000)
-    rebuild: int = option(4, "Refinements from one new estimate of the window's V to the next.", low=1, high=1000)
+    start_steps: int = option(4, "Proximal gradient steps on U after a start.", low=1, high=1000)
+    rebuild: int = option(2, "Refinements from one new estimate of the window's V to the next.", low=1, high=1000)
     every: int = option(64, "Frames from one refinement to the next where `late_frames=wait`; else as often as the machine can.", low=1)
     calibration: float = option(0.4, "Data that give coil compression, maps and density weights.", low=0.05, high=60.0, unit="s")
     start: float = option(2.0, "Data that give the first bases.", low=0.1, high=60.0, unit="s")
@@ -74,7 +75,9 @@ class _Fit(GraspPro):
     def _estimate(self, steps: int) -> None:
         """Largest eigenvalue by power iteration, from the direction found last."""
         # Like the eigenvector, the right-hand side is mostly k-space's centre, where samples lie densest.
-        found = self.target if self._direction is None else self._direction
+        found = self._direction
+        if found is None or found.shape != self.target.shape:
+            found = self.target
         value = 0.0
         for _ in range(steps):
             found = self.normal(found)
@@ -195,15 +198,17 @@ class OnlineModel:
         # From every version's V to the next one's: float64 [K, K].
         self._moves: list[Tensor] = []
 
-    def start(self, frames: list[MeasuredFrame]) -> Model:
+    def start(self, frames: list[MeasuredFrame], *, settled: bool = True) -> Model:
         """First bases; or new ones, from all frames so far, to which frames tracked since are carried over.
 
         Args:
             frames: measured with ``gridded``, in order of time.
+            settled: they suffice for the full rank.
         """
         settings = self.settings
+        rank = settings.rank if settled else min(settings.rank, settings.start_rank)
         full = self._full_images(frames)
-        rows, singular = temporal_basis(sliding_series(full, [frame.readouts for frame in frames], settings.basis_width), settings.rank)
+        rows, singular = temporal_basis(sliding_series(full, [frame.readouts for frame in frames], settings.basis_width), rank)
         self.sums = RunningSums(self.encoder.sensitivities, settings.forget)
         self.sums.add(frames, rows)
         self._since_start = 0

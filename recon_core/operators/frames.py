@@ -23,6 +23,11 @@ from recon_core.operators.off_resonance import (
 from recon_core.operators.toeplitz import SubspaceNormal, ToeplitzNormal, point_spread_spectrum
 from recon_core.problem import KSpaceProblem
 
+_BLOCK_FRAMES = 8
+_BLOCK_ACCURACY = 1e-6
+# On a CPU an FFT of so many values costs what spreading one point does.
+_GRID_VALUES_A_POINT = 9
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrameSamples:
@@ -196,6 +201,10 @@ def subspace_backprojection(
     Raises:
         DataError: the field map changes from frame to frame.
     """
+    if segments is None and not nufft.cartesian and temporal.device.type == "cpu":
+        blocks = _low_rank_blocks(temporal)
+        if _cost_by_blocks(blocks, frames, sensitivities) < len(temporal) * sum(f.points.shape[0] for f in frames):
+            return _backprojection_by_blocks(blocks, frames, sensitivities, nufft)
     counts = torch.tensor([f.points.shape[0] for f in frames], device=temporal.device)
     samples = torch.cat([f.samples * f.weights for f in frames], dim=1)
     shape = tuple(sensitivities.shape[1:])
@@ -205,3 +214,38 @@ def subspace_backprojection(
         whole = SegmentedNufft(plain, segments.in_time[:, torch.cat([f.places for f in frames])], one_map(segments))
     courses = temporal.repeat_interleave(counts, dim=1)
     return torch.stack([(sensitivities.conj() * whole.adjoint(course * samples)).sum(0) for course in courses])
+
+
+def _low_rank_blocks(temporal: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """V in blocks of neighbouring frames, each as a product ``[K, r] · [r, frame]`` of the lowest rank that single precision can tell."""
+    blocks = []
+    for part in temporal.split(_BLOCK_FRAMES, dim=1):
+        left, values, right = torch.linalg.svd(part.double(), full_matrices=False)
+        kept = int((values > _BLOCK_ACCURACY * values[0]).sum())
+        blocks.append(((left[:, :kept] * values[:kept]).float(), right[:kept].float()))
+    return blocks
+
+
+def _cost_by_blocks(blocks: Sequence[tuple[Tensor, Tensor]], frames: Sequence[FrameSamples], sensitivities: Tensor) -> float:
+    """In transformed points: a block's transforms each cost its points and an FFT of the doubled grid."""
+    grid = 2 ** (sensitivities.ndim - 1) * sensitivities[0].numel() / _GRID_VALUES_A_POINT
+    points = [sum(f.points.shape[0] for f in frames[n : n + _BLOCK_FRAMES]) for n in range(0, len(frames), _BLOCK_FRAMES)]
+    return sum(len(right) * (count + grid) for (_, right), count in zip(blocks, points, strict=True))
+
+
+def _backprojection_by_blocks(
+    blocks: Sequence[tuple[Tensor, Tensor]], frames: Sequence[FrameSamples], sensitivities: Tensor, nufft: NufftOptions
+) -> Tensor:
+    """:func:`subspace_backprojection` where V is smooth: a block's few courses are transformed instead of all K."""
+    shape = tuple(sensitivities.shape[1:])
+    out = torch.zeros((len(blocks[0][0]), *shape), dtype=torch.complex64)
+    for number, (left, right) in enumerate(blocks):
+        part = frames[number * _BLOCK_FRAMES : (number + 1) * _BLOCK_FRAMES]
+        counts = torch.tensor([f.points.shape[0] for f in part])
+        if not int(counts.sum()) or not len(right):
+            continue
+        samples = torch.cat([f.samples * f.weights for f in part], dim=1)
+        transform = Nufft(torch.cat([f.points for f in part]), shape, nufft.engine, nufft.tolerance)
+        images = transform.adjoint(right.repeat_interleave(counts, dim=1)[:, None] * samples)
+        out += torch.tensordot(left.to(out.dtype), (sensitivities.conj() * images).sum(1), dims=1)
+    return out

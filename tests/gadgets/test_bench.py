@@ -16,7 +16,7 @@ import torch
 from gadgets import cli
 from gadgets.bench import machine, pictures, problems, runner, scans, scores, tables, worker
 from gadgets.bench.cases import Region, Row, parse
-from gadgets.commands.bench import data_folder
+from gadgets.commands.bench import _names, data_folder
 from recon_core.errors import DataError, SettingError
 from recon_core.metrics import score
 
@@ -195,6 +195,40 @@ def test_finished_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [record["method"] for record in third.records] == ["time_average", "gridding"]
     runner.run_case(parse("tiny", changed), Path(), kept=stored)
     assert ran == ["cg_sense", "grasp", "gridding"]
+
+
+def test_a_row_of_a_neighbouring_table_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def job(asked: dict[str, Any], problem: Any) -> tuple[dict[str, Any], Any, None]:
+        ran.append(asked["method"])
+        return {"seconds": 1.0, "memory": {"peak": 2, "above": 1}}, np.ones((8, 24, 24), dtype=np.complex64), None
+
+    monkeypatch.setattr(runner, "run_job", job)
+    monkeypatch.setattr(scores, "score", lambda *_: {"psnr_db": 1.0})
+    first = {**FIELDS, "rows": [{"name": "both", "method": "gridding", "paper": {"seconds": 3.0}}]}
+    tables.write_json([tables.as_json(runner.run_case(parse("set/a", first), Path()), {})], tmp_path)
+    ran.clear()
+    second = {
+        **FIELDS,
+        "rows": [{"name": "eight", "method": "gridding"}, {"name": "six steps", "method": "cg_sense", "settings": {"steps": 6}}],
+    }
+    taken = runner.run_case(parse("set/b", second), Path(), kept=tables.kept_records(tmp_path, "set/b")[1])
+    assert ran == ["cg_sense"]
+    assert [(record["method"], "paper" in record) for record in taken.records] == [
+        ("time_average", False),
+        ("eight", False),
+        ("six steps", False),
+    ]
+    # Memory by tensors was not measured there.
+    runner.run_case(parse("set/b", {**second, "tensor_bytes": True}), Path(), kept=tables.kept_records(tmp_path, "set/b")[1])
+    assert ran == ["cg_sense", "time_average", "gridding", "cg_sense"]
+
+
+def test_rows_are_named_with_their_commas() -> None:
+    titles = {"KP-INR, uniform 8×", "P-INR, uniform 8×", "both"}
+    assert _names("KP-INR, uniform 8×,grasp,P-INR, uniform 8×", titles) == ["KP-INR, uniform 8×", "grasp", "P-INR, uniform 8×"]
+    assert _names("cg_sense,,both, P-INR", titles) == ["cg_sense", "both", "P-INR"]
 
 
 # ---- scores
@@ -405,6 +439,26 @@ def test_command_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert cli.main([*arguments, "--json", str(tmp_path / "out"), "--resume"]) == 0
     again = json.loads((tmp_path / "out" / "tiny.json").read_text(encoding="utf-8"))
     assert again["runs"] == written["runs"]
+
+
+def test_rows_whose_turn_has_not_come_outlive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = tmp_path / "tiny.yaml"
+    case.write_text(json.dumps({**FIELDS, "methods": ["cg_sense", "gridding"]}), encoding="utf-8")
+    broken = False
+
+    def job(asked: dict[str, Any], problem: Any) -> tuple[dict[str, Any], Any, None]:
+        if broken:
+            raise KeyboardInterrupt
+        return {"seconds": 1.0, "memory": {"peak": 2, "above": 1}}, np.ones((8, 24, 24), dtype=np.complex64), None
+
+    monkeypatch.setattr(runner, "run_job", job)
+    monkeypatch.setattr(scores, "score", lambda *_: {"psnr_db": 1.0})
+    command = ["bench", str(case), "--device", "cpu", "--json", str(tmp_path)]
+    assert cli.main([*command, "--methods", "gridding"]) == 0
+    broken = True
+    assert cli.main([*command, "--resume"]) != 0
+    left = json.loads((tmp_path / "tiny.json").read_text(encoding="utf-8"))
+    assert [run["method"] for run in left["runs"]] == ["time_average", "gridding"]
 
 
 def test_command_lists_cases(capsys: pytest.CaptureFixture[str]) -> None:

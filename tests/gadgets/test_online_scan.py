@@ -113,6 +113,22 @@ def test_a_stored_scan_repeats_and_nothing_reaches_the_next(scans, scan):
     np.testing.assert_array_equal(pixels[: len(alone)], pixels[len(alone) :])
 
 
+def test_the_model_settles_once_it_has_seen_enough(scan):
+    """However short its window: then it has its full rank, and its first frames are given up."""
+    changes = {"online.window": "0.15", "online.settle": "0.2", "online.start_rank": "1"}
+    online, readouts = online_scan(scan, **changes)
+    ranks = [int(image.meta["SeriesDescriptionAdditional"].split("rank ")[1][0]) for image in online.images(readouts) if tracked(image)]
+    assert ranks[0] == 1
+    assert ranks[-1] == 2
+    (engine,) = online._engines.values()
+    assert engine._settled
+    assert not engine._first
+
+
+def tracked(image) -> bool:
+    return int(image.meta["ModelVersion"]) > 0
+
+
 def test_meta_tells_what_a_provisional_image_is(scan):
     images = [image for image in run(scan) if image.image_series_index == 1]
     first, last = images[0], images[-1]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recon_core.online.measured import FrameEncoder, SlidingGridding
-from recon_core.online.model import OnlineModel, OnlineSettings
+from recon_core.online.model import OnlineModel, OnlineSettings, gauge
 from recon_core.online.tracker import Tracker
 from tests.recon_core.test_online_numerics import one
 from tests.recon_core.toy import toy_problem
@@ -80,6 +80,53 @@ def test_the_window_slides(followed):
 def test_the_same_calls_give_the_same_images(scan, followed):
     torch.rand(7)
     assert torch.equal(follow(scan[0])[0], followed[0])
+
+
+def test_a_second_start_takes_frames_tracked_against_the_first_along(scan):
+    """From more data, with more bases: their V shows as nearly as it can the same images in the new ones."""
+    problem = scan[0]
+    encoder = FrameEncoder(first(problem, 20), 3, "nudft")
+    frames = [encoder.measure(one(problem, n), gridded=True) for n in range(START + 12)]
+    model = OnlineModel(encoder, dataclasses.replace(SETTINGS, start_rank=3))
+    old = model.start(frames[:START], settled=False)
+    solved = Tracker(old).solve(frames[START + 8 :])
+    new = model.start(frames[: START + 8])
+    assert (old.rank, new.rank, old.version, new.version) == (3, 5, 1, 2)
+    model.take(frames[START + 8 :], solved.coefficients, old.version)
+    carried = new.series(model.sums.temporal()[:, -4:].T)
+    assert torch.linalg.norm(carried - solved.images) < 0.2 * torch.linalg.norm(solved.images)
+    # The first two have left the window.
+    assert [entry.frame.time for entry in model.sums.entries] == [frame.time for frame in frames[2:]]
+
+
+def test_a_start_is_near_the_images_after_few_steps(scan):
+    """It sets out from gridding: four steps from zero are far from there."""
+    problem, truth = scan
+    encoder = FrameEncoder(first(problem, 20), 3, "nudft")
+    frames = [encoder.measure(one(problem, n), gridded=True) for n in range(START)]
+    made = OnlineModel(encoder, dataclasses.replace(SETTINGS, start_steps=4)).start(frames)
+    images = Tracker(made).solve(frames).images
+    assert errors(images, truth[:START])[0] < 0.25
+
+
+def test_a_change_of_gauge_keeps_series_and_momentum(scan):
+    encoder = FrameEncoder(first(scan[0], 20), 3, "nudft")
+    frames = [encoder.measure(one(scan[0], n), gridded=True) for n in range(START)]
+    model = OnlineModel(encoder, SETTINGS)
+    model.start(frames)
+    model.refine()
+    fit, rows = model._fit, model.sums.temporal()
+    before = [torch.tensordot(rows.T.to(each), each, dims=1) for each in (fit.fista.x, fit.fista.ahead)]
+    momentum = fit.fista.momentum
+    assert momentum > 1
+    _, _, singular, move = gauge(fit.bases, rows + 0.01 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)))
+    model.sums.rebuild(move.float() @ rows)
+    fit.turn(move, singular, model.sums)
+    rows = model.sums.temporal()
+    after = [torch.tensordot(rows.T.to(each), each, dims=1) for each in (fit.fista.x, fit.fista.ahead)]
+    for old, new in zip(before, after, strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-3 * float(old.abs().max()))
+    assert fit.fista.momentum == momentum
 
 
 def test_coefficients_of_an_older_model_are_carried_over(scan):

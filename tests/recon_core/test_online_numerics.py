@@ -9,7 +9,7 @@ import torch
 
 from recon_core.calibration.calibrate import calibrate
 from recon_core.online.measured import FrameEncoder, SlidingGridding
-from recon_core.online.model import gauge, smooth_coefficients
+from recon_core.online.model import gauge, sliding_series, smooth_coefficients
 from recon_core.online.running import RunningSums
 from recon_core.online.tracker import Model, Tracker, spectral_products
 from recon_core.operators.nufft import Nufft
@@ -171,6 +171,38 @@ def test_many_rounds_leave_no_rounding_behind(encoder, frames):
     alone = RunningSums(encoder.sensitivities)
     alone.add(frames[5:6], last)
     assert torch.linalg.norm(sums.target() - alone.target()) < 1e-3 * torch.linalg.norm(alone.target())
+
+
+def test_mass_is_that_of_the_weighted_frames(encoder, frames):
+    temporal = torch.randn((RANK, 9), generator=torch.Generator().manual_seed(4))
+    sums = RunningSums(encoder.sensitivities, 0.9)
+    sums.add(frames[:9], temporal)
+    sums.drop(2)
+    rows = temporal[:, 2:].double() * torch.tensor([0.9 ** (n / 2) for n in range(6, -1, -1)], dtype=torch.float64)
+    assert sums.largest_mass() == pytest.approx(float(torch.linalg.matrix_norm(rows, 2)) ** 2, rel=1e-6)
+
+
+def test_sliding_series_of_still_frames_is_the_frame_at_low_resolution():
+    """A wave that the window of k-space holds comes out with its taper, one beyond it not at all."""
+    x = (torch.arange(14.0) - 7).expand(18, 14)
+    slow, fast = (torch.exp(2j * torch.pi * k * x / 14) for k in (2, 6))
+    found = sliding_series((slow + fast).expand(5, 18, 14).contiguous(), [2, 2, 4, 2, 2], 8)
+    assert found.shape == (5, 8, 8)
+    taper = torch.hann_window(10, periodic=False)[1:-1].sqrt()
+    wanted = float(taper[4] * taper[6] * (18 * 14 / 64) ** 0.5)
+    for image in found:
+        torch.testing.assert_close(image.abs(), torch.full((8, 8), wanted), rtol=1e-5, atol=1e-5)
+
+
+def test_sliding_series_weighs_neighbours_by_the_readouts_between():
+    images = torch.zeros((6, 8, 8), dtype=torch.complex64)
+    images[2] = 1
+    found = sliding_series(images, [4] * 6, 4).abs().amax(dim=(1, 2))
+    shares = []
+    for t in range(6):
+        weights = [max(0.0, 1 - 4 * abs(t - s) / 8) for s in range(6)]
+        shares.append(weights[2] / sum(weights))
+    torch.testing.assert_close(found / found[2], torch.tensor(shares) / shares[2], rtol=1e-5, atol=1e-6)
 
 
 def system(frames=6, seed=0):

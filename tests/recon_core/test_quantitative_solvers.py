@@ -110,10 +110,16 @@ def test_held_out_readouts_choose_the_strength(scan):
     assert result.report["settings"]["strength"] == min(tried, key=tried.__getitem__)
     assert result.series.images.shape[0] == 2
     assert {m.name for m in result.series.maps} >= {"T1", "T2star", "PD"}
-    with pytest.raises(DataError, match="for a dynamic scan"):
-        reconstruct(whitened_problem(scan), ReconstructionSettings(solver="gridding", device="cpu"))
     with pytest.raises(DataError, match="for a multi-contrast protocol"):
         reconstruct(whitened_problem(scan).replace(protocol=None), ReconstructionSettings(solver="lrt", device="cpu"))
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_a_protocol_is_refused_by_methods_of_dynamic_scans(name, scan):
+    """The order of contrasts is no time: neither latents nor smoothness along time mean anything there."""
+    words = f"{name} is for a dynamic scan" if 3 in registry.solver_class(name).dims else f"{name} handles"
+    with pytest.raises(DataError, match=words):
+        reconstruct(whitened_problem(scan), ReconstructionSettings(solver=name, device="cpu"))
 
 
 @pytest.mark.parametrize("name", ["summit", "lorein"])

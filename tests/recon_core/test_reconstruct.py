@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -306,6 +307,10 @@ def test_progress_is_told_at_every_tenth() -> None:
         module.run(broken)
 
 
+def method(regularisation: Callable[[int], int | None]) -> type[Solver[Any]]:
+    return type("Method", (), {"evidence": 0.0, "regularisation": staticmethod(regularisation)})
+
+
 def test_what_held_out_readouts_do_not_tell_apart_is_regularised_most():
     """Frame by frame, so that what all settings miss alike does not count as uncertainty."""
     shared = torch.tensor([5.0, 0.1, 2.0, 9.0], dtype=torch.float64)
@@ -315,8 +320,8 @@ def test_what_held_out_readouts_do_not_tell_apart_is_regularised_most():
 
     best, unsure, worse = fit(0, 0, 0, 0, 0), fit(1, 0.3, -0.2, 0.3, -0.2), fit(2, 0.3, 0.2, 0.3, 0.2)
     # Differences of 0.2 with a standard error of 0.58, of 1.0 with one of 0.12.
-    assert preferred([best, unsure, worse], lambda settings: settings) is unsure
-    assert preferred([best, unsure, worse], lambda settings: -settings) is best
-    assert preferred([worse, unsure, best], lambda settings: None) is best
+    assert preferred([best, unsure, worse], method(lambda settings: settings)) is unsure
+    assert preferred([best, unsure, worse], method(lambda settings: -settings)) is best
+    assert preferred([worse, unsure, best], method(lambda settings: None)) is best
     single = [_Fit(n, 1, torch.tensor([1.0 + n], dtype=torch.float64)) for n in range(2)]
-    assert preferred(single, lambda settings: settings) is single[0]
+    assert preferred(single, method(lambda settings: settings)) is single[0]

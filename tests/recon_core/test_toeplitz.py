@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from recon_core.operators.nufft import Nufft
-from recon_core.operators.toeplitz import SubspaceNormal, ToeplitzNormal, ifft_crop, mix_, pad_fft, point_spread_spectrum, subspace_kernel
+from recon_core.operators.toeplitz import (
+    SubspaceNormal,
+    ToeplitzNormal,
+    dirichlet,
+    ifft_crop,
+    mix_,
+    pad_fft,
+    point_spread_spectrum,
+    subspace_kernel,
+)
 
 GOLDEN = math.pi * (math.sqrt(5) - 1) / 2
 CASES = [
@@ -166,3 +175,13 @@ def test_padded_transform_and_its_inverse(shape: tuple[int, ...]) -> None:
     expected = torch.fft.fftn(images, s=[2 * n for n in shape], dim=tuple(range(-dim, 0)))
     torch.testing.assert_close(pad_fft(images, dim), expected)
     torch.testing.assert_close(ifft_crop(pad_fft(images, dim), dim), images)
+
+
+@pytest.mark.parametrize("n", [7, 96])
+def test_the_dirichlet_kernel_is_its_sum_at_the_pole_too(n):
+    """Points on the grid, beside it by one unit of single precision, halfway, and at both ends."""
+    at = torch.tensor([0.0, 3.0, 3.0000002, 2.9999998, 0.5, -0.5, 1e-6, -1e-8, -n, n, n - 0.5, n - 1e-5])
+    points = torch.cat([at, (2 * torch.rand(50, generator=torch.Generator().manual_seed(0)) - 1) * n])
+    steps, grid = torch.arange(1 - n, n, dtype=torch.float64), torch.arange(2 * n, dtype=torch.float64)
+    angle = math.pi / n * (grid[:, None] - points.double()[:, None, None]) * steps
+    torch.testing.assert_close(dirichlet(points, n).double(), angle.cos().sum(-1), rtol=0, atol=4e-7 * (2 * n - 1))
