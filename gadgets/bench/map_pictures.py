@@ -63,7 +63,7 @@ def maps_side_by_side(result: CaseResult, path: Path) -> None:
         axes[2 * number, 0].set_ylabel(name, fontsize=8)
     for place, method in enumerate(columns):
         axes[0, place].set_title(method, fontsize=8)
-    figure.suptitle(result.case.title, fontsize=8)
+    figure.suptitle(result.case.title, fontsize=8, wrap=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
 
