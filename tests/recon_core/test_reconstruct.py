@@ -72,6 +72,14 @@ def test_selection_keeps_the_candidate_that_predicts_best(toy: ModuleType) -> No
     assert report["steps"] == 12
 
 
+def test_a_later_candidate_has_to_be_better_by_the_solvers_evidence(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, _ = scan(toy)
+    chosen = reconstruct(problem, settings("cg_sense")).report["settings"]["damping"]
+    assert chosen < 1.0
+    monkeypatch.setattr(registry.solver_class("cg_sense"), "evidence", 0.999)
+    assert reconstruct(problem, settings("cg_sense")).report["settings"]["damping"] == 1.0
+
+
 def test_noise_moves_the_choice_towards_damping(toy: ModuleType) -> None:
     chosen = [reconstruct(scan(toy, noise=n)[0], settings("cg_sense")).report["settings"]["damping"] for n in (0.0, 3.0)]
     assert chosen[1] > chosen[0]
