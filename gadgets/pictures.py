@@ -15,6 +15,7 @@ from recon_core.metrics import align
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from gadgets.evaluation import Curve
     from gadgets.scanfile import Truth
@@ -49,6 +50,22 @@ class Shown:
     truth: Truth | None = None
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty matplotlib figure without a screen, sizes in inches.
+
+    Raises:
+        MissingPartError: matplotlib is absent.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise _absent("matplotlib") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def curve_sheet(series: Mapping[str, Mapping[str, Curve]], times: NDArray[np.float64], path: str | Path) -> None:
     """Curves of regions against time, a panel a region, over the true one.
 
@@ -60,15 +77,9 @@ def curve_sheet(series: Mapping[str, Mapping[str, Curve]], times: NDArray[np.flo
     Raises:
         MissingPartError: matplotlib is absent.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise _absent("matplotlib") from error
     first = next(iter(series.values()))
     across = min(4, len(first))
-    figure = Figure(figsize=(3.4 * across, 2.4 * -(-len(first) // across)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.4 * across, 2.4 * -(-len(first) // across))
     panels = figure.subplots(-(-len(first) // across), across, squeeze=False).ravel()
     for panel, region in zip(panels, first, strict=False):
         panel.plot(times, first[region].truth, color="0.6", linewidth=3, label="truth")
@@ -93,11 +104,6 @@ def contact_sheet(shown: Shown, path: str | Path) -> None:
     Raises:
         MissingPartError: matplotlib is absent.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise _absent("matplotlib") from error
     recon = np.abs(middle_slice(shown.images))
     rows = {"": recon}
     if shown.truth is not None:
@@ -111,8 +117,7 @@ def contact_sheet(shown: Shown, path: str | Path) -> None:
     aspect = shown.pixel[0] / shown.pixel[1]
     latents = shown.latents is not None and shown.latents.size > 0
     height = 2.4 * len(rows) + (1.6 if latents else 0.0) + 0.6
-    figure = Figure(figsize=(2.3 * len(picked) + 4.6, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.3 * len(picked) + 4.6, height)
     ratios = [2.4] * len(rows) + ([1.6] if latents else [])
     grid = figure.add_gridspec(len(ratios), len(picked) + 2, height_ratios=ratios)
     for row, (name, series) in enumerate(rows.items()):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gadgets.bench.map_scans import SCORED
-from recon_core.errors import MissingPartError
+from gadgets.pictures import new_figure
 from recon_core.phantoms.relaxometry import CAPS, RelaxometryScan
 
 if TYPE_CHECKING:
@@ -31,19 +31,13 @@ def maps_side_by_side(result: CaseResult, path: Path) -> None:
     Raises:
         MissingPartError: matplotlib is absent.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as absent:
-        raise MissingPartError("pictures", "matplotlib is not installed", "pip install 'gadgetron-inr[pictures]'") from absent
     if result.first is None or result.first.protocol is None:
         return
     scan = result.first.protocol
     names = [name for name in SCORED if name in scan.truth]
     records = {record["method"]: record for record in reversed(result.records)}
     columns = ["truth", *result.made]
-    figure = Figure(figsize=(1.55 * len(columns) + 0.5, 3.0 * len(names) + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.55 * len(columns) + 0.5, 3.0 * len(names) + 0.5)
     axes = figure.subplots(2 * len(names), len(columns), squeeze=False)
     for number, name in enumerate(names):
         for place, method in enumerate(columns):

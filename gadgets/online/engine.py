@@ -86,7 +86,7 @@ class SliceEngine:
         self._lock = threading.Lock()
         self._published: Model | None = None
         # All frames until the model has settled, and what they must last for its next start, seconds.
-        self._first: deque[MeasuredFrame] = deque()
+        self._first: deque[tuple[Frame, MeasuredFrame]] = deque()
         self._next_start = online.start
         self._settled = False
         self._tracked: deque[tuple[MeasuredFrame, Tensor, int]] = deque()
@@ -149,15 +149,16 @@ class SliceEngine:
         self._published = made
         return made
 
-    def _start(self, begin: list[MeasuredFrame]) -> Model:
+    def _start(self, begin: list[tuple[Frame, MeasuredFrame]]) -> Model:
         """Start the model from all frames so far; with more of a breath seen, it is done again."""
         assert self._encoder is not None
         if self._model is None:
             self._model = OnlineModel(self._encoder, self.online, self.settings.seed)
         settled = _span(begin) >= self.online.settle
-        made = self._model.start(begin, settled=settled)
+        problem = self._assemble([frame for frame, _ in begin]).problem.to(self._device) if settled else None
+        made = self._model.start([reduced for _, reduced in begin], problem)
         with self._lock:
-            while self._tracked and self._tracked[0][0].time <= begin[-1].time:
+            while self._tracked and self._tracked[0][0].time <= begin[-1][1].time:
                 self._tracked.popleft()
             self._next_start = min(_STARTS_GROW * _span(begin), self.online.settle)
             if settled:
@@ -183,7 +184,7 @@ class SliceEngine:
         for frame in early[:-1]:
             measured = self._measure(frame)[1]
             self._gridding.image(measured)
-            self._keep(measured)
+            self._keep(frame, measured)
         names = f"{self._encoder.sensitivities.shape[0]} coils, {'fft' if problem.cartesian else self._engine} on {self._device.type}"
         self._notes = (*made.notes, f"provisional: {names}")
         for note in (*made.notes, f"provisional images: calibrated on {problem.n_readouts} readouts, {names}"):
@@ -202,7 +203,7 @@ class SliceEngine:
             return self._tracked_images(self._tracker, frames, measured)
         images = []
         for frame, (made, reduced) in zip(frames, measured, strict=True):
-            self._keep(reduced)
+            self._keep(frame, reduced)
             images.append(Provisional(frame, _series(self._gridding.image(reduced), frame), made, "provisional, sliding-window gridding"))
         return images
 
@@ -210,8 +211,8 @@ class SliceEngine:
         self, tracker: Tracker, frames: Sequence[Frame], measured: list[tuple[Assembled, MeasuredFrame]]
     ) -> list[Provisional]:
         reduced = [frame for _, frame in measured]
-        for new in reduced:
-            self._keep(new)
+        for frame, new in zip(frames, reduced, strict=True):
+            self._keep(frame, new)
         solved = tracker.solve(reduced)
         self._hand_over(reduced, solved.coefficients, tracker.model.version)
         return [
@@ -230,7 +231,7 @@ class SliceEngine:
     def _catch_up(self, tracker: Tracker) -> None:
         """Track, without images, the frames that came while the model was being made."""
         with self._lock:
-            frames = [reduced for reduced in self._first if reduced.time > tracker.model.time]
+            frames = [reduced for _, reduced in self._first if reduced.time > tracker.model.time]
         if frames:
             self._hand_over(frames, tracker.solve(frames).coefficients, tracker.model.version)
 
@@ -241,12 +242,12 @@ class SliceEngine:
             while self._tracked[-1][0].time - self._tracked[0][0].time > self.online.window:
                 self._tracked.popleft()
 
-    def _keep(self, reduced: MeasuredFrame) -> None:
+    def _keep(self, frame: Frame, reduced: MeasuredFrame) -> None:
         """Keep a frame for the model's next start, as long as there will be one."""
         with self._lock:
             if self._settled:
                 return
-            self._first.append(reduced)
+            self._first.append((frame, reduced))
             # More than a start waits for: a slow one finds them all the same, and they do not pile up.
             while _span(self._first) > max(self.online.start, self.online.settle) + self.online.window:
                 self._first.popleft()
@@ -278,9 +279,9 @@ class SliceEngine:
         return dataclasses.replace(made, problem=made.problem.replace(frames=members, frame_times=means))
 
 
-def _span(frames: Sequence[MeasuredFrame]) -> float:
+def _span(frames: Sequence[tuple[Frame, MeasuredFrame]]) -> float:
     """Seconds from the first frame to the last."""
-    return frames[-1].time - frames[0].time
+    return frames[-1][1].time - frames[0][1].time
 
 
 def _series(image: Tensor, frame: Frame) -> ImageSeries:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
 
-from recon_core.calibration.temporal_basis import temporal_basis
+from recon_core.calibration.temporal_basis import joined_frames, low_resolution_series, orthonormal_rows, temporal_basis
 from recon_core.errors import DataError
 from recon_core.online.measured import FrameEncoder, MeasuredFrame
 from recon_core.online.running import RunningSums
 from recon_core.online.tracker import Model, nearest, spectral_products
 from recon_core.options import option
+from recon_core.problem import KSpaceProblem
+from recon_core.solvers.base import interpolate_frames
 from recon_core.solvers.grasp_pro import GraspPro, GraspProSettings
 
+_BASIS_STRENGTH, _BASIS_STEPS, _BASIS_COILS = 0.06, 12, 4
 _NOISE_FRAMES = 64
 _FIRST_POWER_STEPS = 2
 _POWER_STEPS = 1
@@ -25,19 +29,22 @@ _MARGIN = 1.15
 class OnlineSettings:
     """Settings of the provisional model; the scan's own solver makes the final series."""
 
-    rank: int = option(14, "Temporal components K of the provisional model.", low=1, high=64)
+    rank: int = option(12, "Temporal components K of the provisional model.", low=1, high=64)
     start_rank: int = option(8, "The same until the model has settled: fewer are sooner there.", low=1, high=64)
     window: float = option(4.0, "Newest data that the provisional model is fitted to.", low=0.1, high=600.0, unit="s")
     forget: float = option(0.999, "Weight of a frame in the model's fit relative to the next one.", low=0.9, high=1.0)
     steps: int = option(4, "Proximal gradient steps on U in one refinement.", low=1, high=1000)
-    start_steps: int = option(4, "Proximal gradient steps on U after a start.", low=1, high=1000)
-    rebuild: int = option(2, "Refinements from one new estimate of the window's V to the next.", low=1, high=1000)
+    start_steps: int = option(6, "Proximal gradient steps on U after a start.", low=1, high=1000)
+    rebuild: int = option(3, "Refinements from one new estimate of the window's V to the next.", low=1, high=1000)
     every: int = option(64, "Frames from one refinement to the next where `late_frames=wait`; else as often as the machine can.", low=1)
     calibration: float = option(0.4, "Data that give coil compression, maps and density weights.", low=0.05, high=60.0, unit="s")
     start: float = option(2.0, "Data that give the first bases.", low=0.1, high=60.0, unit="s")
     settle: float = option(4.0, "Until there are so many data the model is started anew, from all of them.", low=0.1, high=60.0, unit="s")
     strength: float = option(2e-4, "Λ of spatial total variation, as of the subspace solvers.", low=0.0)
     basis_width: int = option(24, "Matrix of the low-resolution series that gives V at a start.", low=8, high=128)
+    basis_frames: int = option(
+        160, "Frames of that series at most when the model settles; neighbouring ones are joined for it.", low=8, high=100_000
+    )
 
 
 class _Fit(GraspPro):
@@ -198,17 +205,26 @@ class OnlineModel:
         # From every version's V to the next one's: float64 [K, K].
         self._moves: list[Tensor] = []
 
-    def start(self, frames: list[MeasuredFrame], *, settled: bool = True) -> Model:
+    def start(self, frames: list[MeasuredFrame], problem: KSpaceProblem | None = None) -> Model:
         """First bases; or new ones, from all frames so far, to which frames tracked since are carried over.
 
         Args:
             frames: measured with ``gridded``, in order of time.
-            settled: they suffice for the full rank.
+            problem: the same frames, whitened, uncalibrated, where they suffice for the full rank: V comes from a series at low
+                resolution with temporal total variation. None: fewer bases at once, from a sliding average.
+
+        Raises:
+            DataError: frames and problem differ in number.
         """
         settings = self.settings
-        rank = settings.rank if settled else min(settings.rank, settings.start_rank)
         full = self._full_images(frames)
-        rows, singular = temporal_basis(sliding_series(full, [frame.readouts for frame in frames], settings.basis_width), rank)
+        if problem is None:
+            small = sliding_series(full, [frame.readouts for frame in frames], settings.basis_width)
+            rows, singular = temporal_basis(small, min(settings.rank, settings.start_rank))
+        elif len(frames) == problem.n_frames:
+            rows, singular = self._careful_basis(problem)
+        else:
+            raise DataError("frames", f"{len(frames)} measured of {problem.n_frames}", "Measure every frame of the problem.")
         self.sums = RunningSums(self.encoder.sensitivities, settings.forget)
         self.sums.add(frames, rows)
         self._since_start = 0
@@ -219,6 +235,14 @@ class OnlineModel:
         if old is not None:
             self._moves.append(nearest(old, made))
         return made
+
+    def _careful_basis(self, problem: KSpaceProblem) -> tuple[Tensor, Tensor]:
+        """V and singular values from a series at low resolution."""
+        settings = self.settings
+        coarse = joined_frames(problem, math.ceil(problem.n_frames / settings.basis_frames))
+        series = low_resolution_series(coarse, settings.basis_width, _BASIS_STRENGTH, _BASIS_STEPS, _BASIS_COILS, self.encoder.engine)
+        found, singular = temporal_basis(series, settings.rank)
+        return orthonormal_rows(interpolate_frames(found.T, coarse.frame_times, problem.frame_times).T), singular
 
     def _full_images(self, frames: list[MeasuredFrame]) -> Tensor:
         """Gridding of every frame, scaled as a fully sampled image ``[frame, (z,) y, x]``."""

@@ -1,4 +1,4 @@
-"""The benchmark's runner, tables, pictures and command."""
+"""The benchmark's runner, worker, scores and pictures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from gadgets import cli
 from gadgets.bench import machine, pictures, problems, runner, scans, scores, tables, worker
 from gadgets.bench.cases import Region, Row, parse
-from gadgets.commands.bench import _names, data_folder
-from recon_core.errors import DataError, SettingError
+from gadgets.commands.bench import _names
+from recon_core.errors import SettingError
 from recon_core.metrics import score
 
 FIELDS = {
@@ -325,78 +324,6 @@ def test_machine() -> None:
     assert json.dumps(found)
 
 
-# ---- tables
-
-
-def records() -> list[dict[str, Any]]:
-    made = []
-    for seed, psnr in ((0, 30.0), (1, 34.0)):
-        memory = {"peak": 300 * 2**20, "above": 100 * 2**20}
-        made.append({"method": "grasp", "seed": seed, "seconds": 2.0 + seed, "memory": memory, "psnr_db": psnr, "ssim": 0.9})
-    return [*made, {"method": "inmr", "seed": 0, "error": "it broke"}]
-
-
-def result() -> dict[str, Any]:
-    return {"case": "c", "title": "A case", "note": "A note.", "seeds": [0, 1], "summary": tables.summary(records()), "machine": MACHINE}
-
-
-MACHINE = {"cpu": "a processor", "cores": 2, "gpu": None, "date": "2024-02-29"}
-
-
-def test_summary() -> None:
-    grasp, inmr = tables.summary(records())
-    assert grasp["runs"] == 2
-    assert grasp["psnr_db"] == {"mean": 32.0, "sd": pytest.approx(2 * 2**0.5)}
-    assert grasp["seconds"]["mean"] == 2.5
-    assert grasp["memory"]["mean"] == 100
-    assert "dynamic_error" not in grasp
-    assert inmr == {"method": "inmr", "runs": 1, "error": "it broke"}
-
-
-def test_terminal_table(capsys: pytest.CaptureFixture[str]) -> None:
-    from rich.console import Console
-
-    Console(width=120).print(tables.terminal_table(result()))
-    text = capsys.readouterr().out
-    assert "32.00 ± 2.83" in text
-    assert "it broke" in text
-    assert "dynamic" not in text
-
-
-def test_what_a_paper_printed_stands_beside_it() -> None:
-    made = [{**record, "paper": {"psnr_db": 33.9}} for record in records()[:2]]
-    shown = {**result(), "summary": tables.summary([*made, records()[2]]), "cut": ["scan.matrix [8, 8] (full size: [9, 9])"]}
-    lines = tables.page_table(shown).splitlines()
-    assert lines[0].endswith("A note. Cut: scan.matrix [8, 8] (full size: [9, 9]).")
-    assert lines[2].endswith("| SSIM | paper: PSNR (dB) |")
-    assert lines[4].endswith("| 0.900 ± 0.000 | 33.9 |")
-
-
-def test_page_is_refreshed_between_its_markers(tmp_path: Path) -> None:
-    page = tmp_path / "README.md"
-    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n", encoding="utf-8")
-    tables.refresh_page(page, [result()])
-    text = page.read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{tables.BEGIN}\n")
-    assert text.endswith(f"{tables.END}\nafter\n")
-    assert "old" not in text
-    assert "| grasp | 2.5 ± 0.7 | 100 ± 0 | 32.00 ± 2.83 | 0.900 ± 0.000 |" in text
-    assert "a processor, 2 cores, 2024-02-29" in text
-    assert "inmr" not in text
-    tables.refresh_page(page, [result()])
-    assert page.read_text(encoding="utf-8") == text
-    page.write_text("no markers", encoding="utf-8")
-    with pytest.raises(DataError, match="markers"):
-        tables.refresh_page(page, [result()])
-
-
-def test_json_folder_and_file(tmp_path: Path) -> None:
-    assert tables.write_json([result()], tmp_path / "results") == [tmp_path / "results" / "c.json"]
-    assert json.loads((tmp_path / "results" / "c.json").read_text(encoding="utf-8"))["title"] == "A case"
-    tables.write_json([result(), result()], tmp_path / "sub" / "all.json")
-    assert len(json.loads((tmp_path / "sub" / "all.json").read_text(encoding="utf-8"))) == 2
-
-
 # ---- pictures
 
 
@@ -413,79 +340,3 @@ def test_pictures(tmp_path: Path, scan: scans.BenchScan, known: bool) -> None:
     with Image.open(tmp_path / "new" / "tiny.png") as picture:
         assert picture.width > picture.height if not known else picture.width > 400
         assert np.asarray(picture.convert("L")).std() > 10
-
-
-# ---- command
-
-
-def test_command_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    case = tmp_path / "tiny.yaml"
-    case.write_text(json.dumps(FIELDS), encoding="utf-8")
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{tables.BEGIN}\n{tables.END}\n", encoding="utf-8")
-    arguments = ["bench", str(case), "--methods", "cg_sense", "--device", "cpu", "--readme", str(readme)]
-    assert cli.main([*arguments, "--json", str(tmp_path / "out"), "--pictures", str(tmp_path / "out")]) == 0
-    text = capsys.readouterr().out
-    assert "time_average" in text
-    assert "cg_sense" in text
-    written = json.loads((tmp_path / "out" / "tiny.json").read_text(encoding="utf-8"))
-    assert written["source"].startswith("cardiac")
-    assert [run["method"] for run in written["runs"]] == ["time_average", "cg_sense"]
-    assert all(run["psnr_db"] > 5 and run["seconds"] > 0 for run in written["runs"])
-    assert written["runs"][0]["dynamic_error"] == pytest.approx(1, abs=0.05)
-    assert written["machine"]["cores"] >= 1
-    assert (tmp_path / "out" / "tiny.png").stat().st_size > 10_000
-    assert "| cg_sense |" in readme.read_text(encoding="utf-8")
-    assert cli.main([*arguments, "--json", str(tmp_path / "out"), "--resume"]) == 0
-    again = json.loads((tmp_path / "out" / "tiny.json").read_text(encoding="utf-8"))
-    assert again["runs"] == written["runs"]
-
-
-def test_rows_whose_turn_has_not_come_outlive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = tmp_path / "tiny.yaml"
-    case.write_text(json.dumps({**FIELDS, "methods": ["cg_sense", "gridding"]}), encoding="utf-8")
-    broken = False
-
-    def job(asked: dict[str, Any], problem: Any) -> tuple[dict[str, Any], Any, None]:
-        if broken:
-            raise KeyboardInterrupt
-        return {"seconds": 1.0, "memory": {"peak": 2, "above": 1}}, np.ones((8, 24, 24), dtype=np.complex64), None
-
-    monkeypatch.setattr(runner, "run_job", job)
-    monkeypatch.setattr(scores, "score", lambda *_: {"psnr_db": 1.0})
-    command = ["bench", str(case), "--device", "cpu", "--json", str(tmp_path)]
-    assert cli.main([*command, "--methods", "gridding"]) == 0
-    broken = True
-    assert cli.main([*command, "--resume"]) != 0
-    left = json.loads((tmp_path / "tiny.json").read_text(encoding="utf-8"))
-    assert [run["method"] for run in left["runs"]] == ["time_average", "gridding"]
-
-
-def test_command_lists_cases(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench"]) == 0
-    assert "cardiac_standard" in capsys.readouterr().out.split()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["nothing"], "unknown name 'nothing'"),
-        (["cardiac_small", "--methods", "grsp"], "Did you mean 'grasp'"),
-        (["cardiac_small", "--peer", "bert"], "Did you mean 'bart'"),
-        (["cardiac_small", "--seeds", "a"], "--seeds"),
-        (["rat_t2", "--data", "/nonexistent"], "--data"),
-        (["cardiac_small", "--resume"], "without --json"),
-        (["cardiac_small", "--full"], "full size"),
-    ],
-)
-def test_command_faults(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", *arguments]) == 1
-    assert words in capsys.readouterr().err
-
-
-def test_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert data_folder("/there") == Path("/there")
-    monkeypatch.setenv("GADGETRON_INR_DATA", "/elsewhere")
-    assert data_folder(None) == Path("/elsewhere")
-    monkeypatch.delenv("GADGETRON_INR_DATA")
-    assert data_folder(None).name == "data"

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from recon_core.errors import DataError
 from recon_core.online.measured import FrameEncoder, SlidingGridding
 from recon_core.online.model import OnlineModel, OnlineSettings, gauge
 from recon_core.online.tracker import Tracker
@@ -37,7 +38,7 @@ def follow(problem, every=6):
     gridding = SlidingGridding(encoder, 33)
     gridded = torch.stack([gridding.image(frame) for frame in frames])[START:]
     model = OnlineModel(encoder, SETTINGS)
-    tracker = Tracker(model.start(frames[:START]))
+    tracker = Tracker(model.start(frames[:START], first(problem, START)))
     images = []
     for at in range(START, problem.n_frames, every):
         solved = tracker.solve(frames[at : at + every])
@@ -88,9 +89,9 @@ def test_a_second_start_takes_frames_tracked_against_the_first_along(scan):
     encoder = FrameEncoder(first(problem, 20), 3, "nudft")
     frames = [encoder.measure(one(problem, n), gridded=True) for n in range(START + 12)]
     model = OnlineModel(encoder, dataclasses.replace(SETTINGS, start_rank=3))
-    old = model.start(frames[:START], settled=False)
+    old = model.start(frames[:START])
     solved = Tracker(old).solve(frames[START + 8 :])
-    new = model.start(frames[: START + 8])
+    new = model.start(frames[: START + 8], first(problem, START + 8))
     assert (old.rank, new.rank, old.version, new.version) == (3, 5, 1, 2)
     model.take(frames[START + 8 :], solved.coefficients, old.version)
     carried = new.series(model.sums.temporal()[:, -4:].T)
@@ -104,7 +105,7 @@ def test_a_start_is_near_the_images_after_few_steps(scan):
     problem, truth = scan
     encoder = FrameEncoder(first(problem, 20), 3, "nudft")
     frames = [encoder.measure(one(problem, n), gridded=True) for n in range(START)]
-    made = OnlineModel(encoder, dataclasses.replace(SETTINGS, start_steps=4)).start(frames)
+    made = OnlineModel(encoder, dataclasses.replace(SETTINGS, start_steps=4)).start(frames, first(problem, START))
     images = Tracker(made).solve(frames).images
     assert errors(images, truth[:START])[0] < 0.25
 
@@ -113,7 +114,7 @@ def test_a_change_of_gauge_keeps_series_and_momentum(scan):
     encoder = FrameEncoder(first(scan[0], 20), 3, "nudft")
     frames = [encoder.measure(one(scan[0], n), gridded=True) for n in range(START)]
     model = OnlineModel(encoder, SETTINGS)
-    model.start(frames)
+    model.start(frames, first(scan[0], START))
     model.refine()
     fit, rows = model._fit, model.sums.temporal()
     before = [torch.tensordot(rows.T.to(each), each, dims=1) for each in (fit.fista.x, fit.fista.ahead)]
@@ -135,7 +136,7 @@ def test_coefficients_of_an_older_model_are_carried_over(scan):
     encoder = FrameEncoder(first(problem, 20), 3, "nudft")
     frames = [encoder.measure(one(problem, n), gridded=True) for n in range(START + 4)]
     model = OnlineModel(encoder, dataclasses.replace(SETTINGS, rebuild=1))
-    old = model.start(frames[:START])
+    old = model.start(frames[:START], first(problem, START))
     solved = Tracker(old).solve(frames[START:])
     model.refine()
     turned = model.refine()
@@ -145,3 +146,10 @@ def test_coefficients_of_an_older_model_are_carried_over(scan):
         assert float((each - torch.eye(5, dtype=torch.float64)).abs().max()) > 1e-3
     model.take(frames[START:], solved.coefficients, old.version)
     torch.testing.assert_close(model.sums.temporal()[:, -4:].double(), (solved.coefficients.double() @ move).T, rtol=1e-5, atol=1e-6)
+
+
+def test_frames_and_problem_must_agree(scan):
+    encoder = FrameEncoder(first(scan[0], 20), 3, "nudft")
+    frames = [encoder.measure(one(scan[0], n), gridded=True) for n in range(3)]
+    with pytest.raises(DataError, match="3 measured of 20"):
+        OnlineModel(encoder, SETTINGS).start(frames, first(scan[0], 20))
