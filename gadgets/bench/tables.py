@@ -176,20 +176,21 @@ def kept_records(where: Path, case: str) -> tuple[list[dict[str, Any]], list[dic
     """Records in what :func:`write_json` wrote: of the case, and of others in the same folder, for tables share rows.
 
     Raises:
-        DataError: a file is not one of these.
+        DataError: the case's own file is not one of these, or another is no JSON.
     """
     own = where if where.suffix == ".json" else where / f"{case}.json"
     beside = [] if where.suffix == ".json" else sorted(path for path in own.parent.glob("*.json") if path != own)
-    found = [result for path in (own, *beside) if path.is_file() for result in _results(path)]
+    found = [result for path in (own, *beside) if path.is_file() for result in _results(path, path == own)]
     mine, others = ([run for name, runs in found if (name == case) is same for run in runs] for same in (True, False))
     return mine, others
 
 
-def _results(path: Path) -> list[tuple[str, list[dict[str, Any]]]]:
+def _results(path: Path, own: bool) -> list[tuple[str, list[dict[str, Any]]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         results = content if isinstance(content, list) else [content]
-        return [(result["case"], list(result["runs"])) for result in results]
+        # Other measurements lie in the same folder; they name no case.
+        return [(result["case"], list(result["runs"])) for result in results if own or "case" in result]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(str(path), f"no results of the benchmark ({error!r})", "Name another file, or leave --resume out.") from error
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gadgets import cli
-from gadgets.bench import cases, problems, runner, scans, scores, worker
+from gadgets.bench import cases, problems, runner, scans, scores, tables, worker
 from recon_core.errors import DataError, SettingError
 
 FIELDS: dict[str, Any] = {
@@ -134,3 +134,11 @@ def test_the_cases_of_the_tree_are_the_reduced_protocols_of_the_paper() -> None:
         matrix, coils, echoes = sizes[str(full.scan["protocol"])]
         assert (tuple(full.scan["matrix"]), full.scan["coils"], full.scan.get("echoes")) == (matrix, coils, echoes)
         assert dataclasses.replace(reduced, scan=full.scan).scan["acceleration"] == full.scan["acceleration"]
+
+
+def test_other_measurements_in_the_folder_of_results_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "gram.json").write_text(json.dumps({"seconds": 1.0}), encoding="utf-8")
+    (tmp_path / "maps.json").write_text(json.dumps({"case": "maps", "runs": [{"method": "lrt"}]}), encoding="utf-8")
+    assert tables.kept_records(tmp_path, "maps") == ([{"method": "lrt"}], [])
+    with pytest.raises(DataError, match="gram"):
+        tables.kept_records(tmp_path, "gram")
