@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 
 from gadgets.scanfile import Truth, read_images, read_truth
 from recon_core.errors import DataError
-from recon_core.metrics import score
+from recon_core.metrics import align, score
+
+_BEFORE = 0.05
+"""Share of a scan, from its start, before the contrast agent arrives."""
 
 
 def pixel_values(image: ismrmrd.Image) -> NDArray[Any]:
@@ -108,6 +111,67 @@ def evaluate_provisional(path: str | Path, scan: str | Path, group: str | None =
     part = dataclasses.replace(truth, images=truth.images[nearest])
     check_same(images[kept], part)
     return score(images[kept], part.images, truth.moving)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curve:
+    """Mean magnitude of a region over time, beside the true one.
+
+    Attributes:
+        found: float64 ``[frame]``, scaled as the scores scale the series.
+        truth: float64 ``[frame]``.
+    """
+
+    found: NDArray[np.float64]
+    truth: NDArray[np.float64]
+
+    @property
+    def difference(self) -> float:
+        """Root-mean-square difference, % of the true curve's maximum."""
+        return float(100 * np.sqrt(np.mean((self.found - self.truth) ** 2)) / self.truth.max())
+
+    @property
+    def peak_shift(self) -> int:
+        """Frames by which the curve's largest value comes late."""
+        return int(self.found.argmax()) - int(self.truth.argmax())
+
+    @property
+    def half_shift(self) -> float:
+        """Frames by which the rise to half of the enhancement comes late, between frames."""
+        return _half_time(self.found) - _half_time(self.truth)
+
+
+def _half_time(curve: NDArray[np.float64]) -> float:
+    """Frame, between whole ones, at which a curve last passes half of its rise, from its first frames to its largest value."""
+    top = int(curve.argmax())
+    half = 0.5 * (curve[: max(1, round(_BEFORE * len(curve)))].mean() + curve[top])
+    below = np.flatnonzero(curve[:top] < half)
+    if len(below) == 0:
+        return float(top)
+    last = int(below[-1])
+    return last + float((half - curve[last]) / (curve[last + 1] - curve[last]))
+
+
+def evaluate_curves(path: str | Path, scan: str | Path, group: str | None = None) -> dict[str, Curve]:
+    """Courses of the regions that the simulator knows, by name; empty where it knows none.
+
+    Args:
+        path: images, as for :func:`evaluate`.
+        scan: the simulated scan.
+        group: group of the run; None takes the only one.
+
+    Raises:
+        DataError: frames or matrix differ from the truth's.
+    """
+    truth = read_truth(scan)
+    if not truth.regions:
+        return {}
+    images, _ = image_series(path, group)
+    check_same(images, truth)
+    magnitude = np.abs(align(images, truth.images)[0])
+    return {
+        name: Curve(magnitude[:, mask].mean(1), truth.curves[name].astype(np.float64)) for name, mask in truth.regions.items() if mask.any()
+    }
 
 
 def check_same(images: NDArray[Any], truth: Truth) -> None:

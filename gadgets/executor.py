@@ -1,4 +1,4 @@
-"""Where a scan's problems are fitted: one after another in this process, or side by side on the workers of a Dask scheduler.
+"""Where a scan's problems are fitted: in this process, or side by side on the workers of a Dask scheduler.
 
 Slices, contrasts and sets are independent fits, and the slices of a stack of stars are once their temporal basis is known, so both give
 the same images in the same order.
@@ -20,7 +20,7 @@ from gadgets.settings import LOCAL, ChainSettings
 from recon_core.errors import MissingPartError, ReconError
 from recon_core.problem import KSpaceProblem
 from recon_core.reconstruct import Reconstruction, ReconstructionSettings
-from recon_core.slices import Parts, in_turn, slice_parts
+from recon_core.slices import Parts, side_by_side, slice_parts
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def execute(
 
 def _locally(tasks: Iterable[Task[T]], method: Method, report: Callable[[str], None]) -> Iterator[tuple[T, Reconstruction]]:
     for task in tasks:
-        yield task.tag, in_turn(method.parts(task), report)
+        yield task.tag, side_by_side(method.parts(task), method.common, report)
 
 
 def _noted(result: Reconstruction, note: str) -> Reconstruction:

@@ -1,16 +1,24 @@
-"""A field map from a file, and when each sample of a readout was taken."""
+"""A field map from a file or from the images' phase, and when each sample of a readout was taken."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gadgets.header import ScanHeader
 from gadgets.readouts import Readout
+from recon_core.deblurring import CentreOut, correct
 from recon_core.errors import DataError, SettingError
-from recon_core.problem import KSpaceProblem, resampled
+from recon_core.problem import ImageSeries, KSpaceProblem, resampled
+
+ESTIMATE = "estimate"
+"""Value of the chain property ``field_map`` that asks for a map from the images' phase."""
+
+_MOST = 0.98
 
 
 def with_field_map(problem: KSpaceProblem, path: str, readouts: list[Readout]) -> KSpaceProblem:
@@ -40,6 +48,45 @@ def with_field_map(problem: KSpaceProblem, path: str, readouts: list[Readout]) -
         raise SettingError("field_map", f"{path!r} holds maps of {stored.shape[-dim:]} pixels", "Give at least 2 pixels an axis.")
     maps = resampled(torch.from_numpy(np.ascontiguousarray(stored, dtype=np.float32)), problem.shape)
     return problem.replace(sample_times=sample_times(readouts), field_map=maps.contiguous())
+
+
+def with_timing(problem: KSpaceProblem, readouts: list[Readout]) -> KSpaceProblem:
+    """The problem with the times of its samples, checked for :func:`corrected` before anything is fitted.
+
+    Raises:
+        DataError: the readouts do not say how far apart their samples lie, or do not run from the centre of k-space out alike.
+    """
+    timed = problem.replace(sample_times=sample_times(readouts))
+    CentreOut.of(timed)
+    return timed
+
+
+def echo_time(header: ScanHeader, contrast: int) -> float:
+    """Time from the excitation to k = 0 of a contrast, s.
+
+    Raises:
+        DataError: the header does not tell it.
+    """
+    if contrast >= len(header.echo_times) or not header.echo_times[contrast] > 0:
+        known = ", ".join(f"{1e3 * time:g}" for time in header.echo_times) or "none"
+        raise DataError("TE", f"{known} ms for contrast {contrast}", "field_map=estimate needs the time from excitation to k = 0.")
+    return header.echo_times[contrast]
+
+
+def corrected(series: ImageSeries, problem: KSpaceProblem, seconds: float) -> ImageSeries:
+    """A series without the off-resonance that its own phase tells (:mod:`recon_core.deblurring`).
+
+    Args:
+        series: reconstructed as if on resonance.
+        problem: of :func:`with_timing`.
+        seconds: of :func:`echo_time`.
+    """
+    images, field = correct(series.images, CentreOut.of(problem), seconds)
+    # The map of a frame is 0 where there is no signal.
+    bright = images.abs() > 0.1 * images.abs().amax()
+    most = float(np.quantile(field[bright].abs().numpy(), _MOST)) if bool(bright.any()) else 0.0
+    note = f"off-resonance estimated from the phase at TE {1e3 * seconds:g} ms, a map a frame: {100 * _MOST:g} % within ±{most:.0f} Hz"
+    return dataclasses.replace(series, images=images, notes=(*series.notes, note))
 
 
 def sample_times(readouts: list[Readout]) -> Tensor:

@@ -8,9 +8,7 @@ work, 64×64 pixels, 40 frames, 6 coils: CG-SENSE took 44 s with threads that sp
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
 SPIN_COUNT = "GOMP_SPINCOUNT"
@@ -23,12 +21,3 @@ def sleep_while_waiting() -> None:
     if WAIT_POLICY not in os.environ:
         os.environ[WAIT_POLICY] = "PASSIVE"
         os.environ.setdefault(SPIN_COUNT, _SPINS)
-
-
-@contextlib.contextmanager
-def at_most_threads(count: int) -> Iterator[None]:
-    """Inside, the calling thread's OpenMP loops (torch's, finufft's) use at most so many threads; other threads' do as before."""
-    from threadpoolctl import ThreadpoolController
-
-    with ThreadpoolController().limit(limits=count, user_api="openmp"):
-        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from recon_core.metrics import align
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+    from gadgets.evaluation import Curve
     from gadgets.scanfile import Truth
 
 _FRAMES_SHOWN = 6
@@ -47,6 +50,50 @@ class Shown:
     truth: Truth | None = None
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty matplotlib figure without a screen, sizes in inches.
+
+    Raises:
+        MissingPartError: matplotlib is absent.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise _absent("matplotlib") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def curve_sheet(series: Mapping[str, Mapping[str, Curve]], times: NDArray[np.float64], path: str | Path) -> None:
+    """Curves of regions against time, a panel a region, over the true one.
+
+    Args:
+        series: curves by region, by title of the series; all of the same regions.
+        times: ``[frame]``, seconds.
+        path: PNG file, replaced.
+
+    Raises:
+        MissingPartError: matplotlib is absent.
+    """
+    first = next(iter(series.values()))
+    across = min(4, len(first))
+    figure = new_figure(3.4 * across, 2.4 * -(-len(first) // across))
+    panels = figure.subplots(-(-len(first) // across), across, squeeze=False).ravel()
+    for panel, region in zip(panels, first, strict=False):
+        panel.plot(times, first[region].truth, color="0.6", linewidth=3, label="truth")
+        for title, of in series.items():
+            panel.plot(times, of[region].found, linewidth=1, label=f"{title}: {of[region].difference:.1f} %")
+        panel.set_title(region, fontsize=9)
+        panel.set_xlabel("s", fontsize=8)
+        panel.tick_params(labelsize=7)
+        panel.legend(fontsize=7)
+    for panel in panels[len(first) :]:
+        panel.set_axis_off()
+    figure.savefig(path, dpi=80)
+
+
 def contact_sheet(shown: Shown, path: str | Path) -> None:
     """Frames, profile against time through what moves most, latents against time; truth and error where known.
 
@@ -57,11 +104,6 @@ def contact_sheet(shown: Shown, path: str | Path) -> None:
     Raises:
         MissingPartError: matplotlib is absent.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise _absent("matplotlib") from error
     recon = np.abs(middle_slice(shown.images))
     rows = {"": recon}
     if shown.truth is not None:
@@ -75,8 +117,7 @@ def contact_sheet(shown: Shown, path: str | Path) -> None:
     aspect = shown.pixel[0] / shown.pixel[1]
     latents = shown.latents is not None and shown.latents.size > 0
     height = 2.4 * len(rows) + (1.6 if latents else 0.0) + 0.6
-    figure = Figure(figsize=(2.3 * len(picked) + 4.6, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.3 * len(picked) + 4.6, height)
     ratios = [2.4] * len(rows) + ([1.6] if latents else [])
     grid = figure.add_gridspec(len(ratios), len(picked) + 2, height_ratios=ratios)
     for row, (name, series) in enumerate(rows.items()):

@@ -119,7 +119,8 @@ class ChainSettings:
     time_tick_ms: float = option(2.5, "One tick of `acquisition_time_stamp`.", low=0.001, high=1e6, unit="ms")
     field_map: str = option(
         "",
-        "NumPy file of off-resonance in Hz, `[(z,) y, x]` or one a frame, over the reconstructed field of view; none: on resonance.",
+        "Off-resonance: `estimate` (a map a frame from the images' phase at the header's TE; spiral arms), or a NumPy file in Hz, "
+        "`[(z,) y, x]` or one a frame, over the reconstructed field of view; none: on resonance.",
     )
     regions: str = option(
         "", "Discs whose mean magnitude over time is sent: `NAME=x,y[,z],radius`, in pixels, several separated by semicolons."

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from recon_core.errors import DataError
-from recon_core.signal_models import Parameter, ParameterMap, SignalModel
+from recon_core.signal_models import Factors, Parameter, ParameterMap, SignalModel, over_preparations
 
 MASK_SHARE = 0.08
-STEPS = 12
+STEPS = 20
 _MASK_QUANTILE = 0.99
 _CHUNK = 8192
 _ATOM_CHUNK = 4096
@@ -78,6 +78,47 @@ def dictionary(model: SignalModel) -> Tensor:
     return torch.stack([g.flatten() for g in torch.meshgrid(*axes, indexing="ij")])
 
 
+def signal_and_derivatives(model: SignalModel, fitted: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Signals for unit amplitude on a subspace, and their derivatives by every fitted value.
+
+    Signals are sums of products of factors, and few factors depend on a parameter: what does not depend on it is summed once.
+
+    Args:
+        model: of the protocol.
+        fitted: float32 ``[parameter, voxel]``.
+        basis: complex64 ``[contrast, K]``, Φ.
+
+    Returns:
+        complex64 ``[K, voxel]`` and ``[parameter, K, voxel]``.
+    """
+    parts = [_chunk_with_derivatives(model, part, basis) for part in fitted.split(_CHUNK, dim=1)]
+    return torch.cat([p[0] for p in parts], dim=1), torch.cat([p[1] for p in parts], dim=2)
+
+
+def _chunk_with_derivatives(model: SignalModel, fitted: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    def factors(point: Tensor) -> tuple[Factors, ...]:
+        return tuple(model.factors(from_fitted(model, point)))
+
+    count, voxels = fitted.shape
+    tangents = [torch.func.jvp(factors, (fitted,), (_unit(fitted, number),))[1] for number in range(count)]
+    signal = torch.zeros((voxels, basis.shape[1]), dtype=basis.dtype, device=fitted.device)
+    derivatives = torch.zeros((count, *signal.shape), dtype=basis.dtype, device=fitted.device)
+    for term, (outer, recovery, echo) in enumerate(factors(fitted)):
+        summed = model.over_recoveries(recovery, basis)
+        along = over_preparations(outer, summed)
+        signal += (along * echo[:, :, None]).sum(1)
+        for number in range(count):
+            of_outer, of_recovery, of_echo = tangents[number][term]
+            if bool(of_outer.any()):
+                derivatives[number] += (over_preparations(of_outer, summed) * echo[:, :, None]).sum(1)
+            if bool(of_recovery.any()):
+                moved = over_preparations(outer, model.over_recoveries(of_recovery, basis))
+                derivatives[number] += (moved * echo[:, :, None]).sum(1)
+            if bool(of_echo.any()):
+                derivatives[number] += (along * of_echo[:, :, None]).sum(1)
+    return signal.T, derivatives.transpose(1, 2)
+
+
 def fit_parameters(model: SignalModel, coefficients: Tensor, basis: Tensor | None = None, steps: int = STEPS) -> ParameterFit:
     """Fit every voxel.
 
@@ -133,8 +174,8 @@ def _fit_chunk(model: SignalModel, data: Tensor, basis: Tensor, grid: Tensor, at
     damping = torch.full_like(cost, 1e-2)
     count = x.shape[0]
     for _ in range(steps):
-        columns = [amplitude * torch.func.jvp(signal, (x,), (_unit(x, number),))[1] for number in range(count)]
-        jacobian = torch.stack([*columns, current, 1j * current])
+        columns = amplitude * signal_and_derivatives(model, x, basis)[1]
+        jacobian = torch.cat([columns, torch.stack([current, 1j * current])])
         residual = amplitude * current - data
         normal = torch.einsum("ikv,jkv->vij", jacobian.conj(), jacobian).real.double()
         gradient = torch.einsum("ikv,kv->vi", jacobian.conj(), residual).real.double()

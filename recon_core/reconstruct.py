@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,18 +98,26 @@ class HeldOut:
             raise DataError("holdout", "no held-out readout belongs to a frame", "Raise holdout, or lower discard_readouts.")
 
     def error(self, solver: Solver[Any]) -> float:
-        """Error of the solver's images at the moments of the held-out readouts; 1.0 is the noise floor."""
+        """The sum of :meth:`errors`."""
+        return float(self.errors(solver).sum())
+
+    def errors(self, solver: Solver[Any]) -> Tensor:
+        """Error of the solver's images at the moments of the held-out readouts.
+
+        Returns:
+            float64 ``[frame with held-out readouts]``: each one's part of the error, whose sum is 1.0 at the noise floor.
+        """
         learned = solver.coil_maps()
         maps = self.maps if learned is None else learned
-        total, weight = 0.0, 0.0
+        found, weight = [], 0.0
         for start in range(0, len(self.groups), _FRAMES_AT_ONCE):
             groups = self.groups[start : start + _FRAMES_AT_ONCE]
             images = solver.images(self.times[[frame for frame, *_ in groups]]).images
             for image, (_, nufft, samples, weights) in zip(images, groups, strict=True):
                 residual = nufft.forward(maps * image) - samples
-                total += float((weights * residual.abs().square()).sum(dtype=torch.float64))
+                found.append(float((weights * residual.abs().square()).sum(dtype=torch.float64)))
                 weight += float(weights.sum(dtype=torch.float64)) * samples.shape[0]
-        return total / weight
+        return torch.tensor(found, dtype=torch.float64) / weight
 
 
 def run(solver: Solver[Any], progress: Callable[[str], None] | None = None) -> None:
@@ -131,11 +139,42 @@ def run(solver: Solver[Any], progress: Callable[[str], None] | None = None) -> N
 
 
 @dataclasses.dataclass
-class _Choice:
+class _Fit:
+    """Settings that were tried, the step that was best, its errors, and the fit as long as it may be gone on from."""
+
     settings: Any
-    limit: int | None
-    error: float
-    solver: Solver[Any]
+    step: int
+    errors: Tensor
+    solver: Solver[Any] | None = None
+
+    @property
+    def error(self) -> float:
+        return float(self.errors.sum())
+
+
+def preferred(fits: Sequence[_Fit], cls: type[Solver[Any]]) -> _Fit:
+    """The fit to choose: the one that predicts best, or a more regularised one that is not told from it by one standard error.
+
+    The few held-out readouts do not resolve differences of a few per cent (Breiman et al., Classification and Regression Trees, 1984,
+    section 3.4.3). The standard error is that of the difference, frame by frame.
+
+    Args:
+        fits: those tried, in this order.
+        cls: says what is more regularised, and by how much a later one must be better.
+    """
+    best = fits[0]
+    for later in fits[1:]:
+        if later.error < (1 - cls.evidence) * best.error:
+            best = later
+    count = len(best.errors)
+    if count < 2 or cls.regularisation(best.settings) is None:
+        return best
+
+    def near(fit: _Fit) -> bool:
+        more = fit.errors - best.errors
+        return float(more.sum()) <= count**0.5 * float(more.std())
+
+    return max((fit for fit in fits if fit is best or near(fit)), key=lambda fit: (cls.regularisation(fit.settings), -fit.error))
 
 
 def _select(
@@ -146,47 +185,46 @@ def _select(
     settings: ReconstructionSettings,
     engine: str,
     progress: Callable[[str], None] | None,
-) -> tuple[_Choice, list[dict[str, Any]]]:
-    """Fit the candidates without the held-out readouts and keep the one that predicts these best."""
+) -> tuple[_Fit, list[dict[str, Any]]]:
+    """Fit the candidates without the held-out readouts and keep the one that is preferred by how it predicts these."""
     held = held_out_readouts(problem, settings.holdout, settings.seed)
     if cls.selection_matrix < 1:
         problem = problem.at_shape(tuple(max(min(n, 16), round(n * cls.selection_matrix)) for n in problem.shape))
     # Nothing of the held-out readouts may reach weights, compression, maps or fit.
     training, calibration = calibrate(problem.keep_readouts((~held).to(problem.device)), settings.coils, engine)
     judge = HeldOut(with_density(problem, engine), held, calibration, engine)
-    best: _Choice | None = None
+    fits: list[_Fit] = []
     tried = []
 
-    def fit(among: list[Any]) -> None:
-        nonlocal best
-        for candidate in among:
-            solver = cls(candidate, engine=engine, seed=settings.seed)
-            if best is None:
-                solver.start(training)
-            else:
-                solver.start_beside(best.solver)
-            errors: dict[int, float] = {}
-            while not solver.done:
-                solver.update()
-                if (cls.check_every and solver.step % cls.check_every == 0) or solver.done:
-                    errors[solver.step] = judge.error(solver)
-            errors = errors or {solver.step: judge.error(solver)}
-            step = min(errors, key=lambda s: (errors[s], s))
-            tried.append({"settings": dataclasses.asdict(candidate), "step": step, "held_out_error": errors[step]})
-            if progress is not None:
-                progress(f"{cls.name}: held-out error {errors[step]:.4g} at step {step} with {_differences(candidate, among)}")
-            if best is None or errors[step] < best.error:
-                best = _Choice(candidate, step if cls.check_every else None, errors[step], solver)
+    def fit(candidate: Any, among: list[Any]) -> None:
+        solver = cls(candidate, engine=engine, seed=settings.seed)
+        beside = preferred(fits, cls).solver if fits else None
+        if beside is None:
+            solver.start(training)
+        else:
+            solver.start_beside(beside)
+        found: dict[int, Tensor] = {}
+        while not solver.done:
+            solver.update()
+            if (cls.check_every and solver.step % cls.check_every == 0) or solver.done:
+                found[solver.step] = judge.errors(solver)
+        found = found or {solver.step: judge.errors(solver)}
+        made = min((_Fit(candidate, step, errors, solver) for step, errors in found.items()), key=lambda made: (made.error, made.step))
+        tried.append({"settings": dataclasses.asdict(candidate), "step": made.step, "held_out_error": made.error})
+        if progress is not None:
+            progress(f"{cls.name}: held-out error {made.error:.4g} at step {made.step} with {_differences(candidate, among)}")
+        fits.append(made)
+        kept = preferred(fits, cls)
+        for other in fits:
+            if other is not kept:
+                other.solver = None
 
     among = candidates
-    known: list[Any] = []
     while among:
-        fit(among)
-        known += among
-        assert best is not None
-        among = cls.refinements(best.settings, asked, known)
-    assert best is not None
-    return best, tried
+        for candidate in among:
+            fit(candidate, among)
+        among = cls.refinements(preferred(fits, cls).settings, asked, [other.settings for other in fits])
+    return preferred(fits, cls), tried
 
 
 def _differences(candidate: Any, candidates: list[Any]) -> str:
@@ -235,8 +273,9 @@ def choose(
     if settings.holdout == 0 or not (len(candidates) > 1 or cls.check_every > 0 or cls.refinements(candidates[0], asked, candidates)):
         return Chosen(candidates[len(candidates) // 2])
     choice, tried = _select(cls, asked, candidates, problem, settings, engine, progress)
-    told = _differences(choice.settings, [t["settings"] for t in tried]) + (f", {choice.limit} steps" if choice.limit else "")
-    return Chosen(choice.settings, choice.limit, tried, f"chosen on held-out readouts: {told}")
+    limit = choice.step if cls.check_every else None
+    told = _differences(choice.settings, [t["settings"] for t in tried]) + (f", {limit} steps" if limit else "")
+    return Chosen(choice.settings, limit, tried, f"chosen on held-out readouts: {told}")
 
 
 def reconstruct(

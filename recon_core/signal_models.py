@@ -173,6 +173,8 @@ class SignalModel(abc.ABC):
     def factors(self, values: Mapping[str, Tensor], phasors: Tensor | None = None) -> list[Factors]:
         """Terms of the signal, each a product of factors ``[voxel, preparation]``, ``[voxel, recovery]``, ``[voxel, echo]``.
 
+        Of a factor that is the same in all voxels one row is given.
+
         Args:
             values: parameter name to ``[voxel]``.
             phasors: complex ``[voxel, echo]``, e^{iφ_e} without the amplitude's phase; None: exp(i2πΔf·TE) of ``off_resonance``.
@@ -186,7 +188,7 @@ class SignalModel(abc.ABC):
         return torch.exp(-rate[:, None] * times) * phasors
 
     def _ones(self, like: Tensor, count: int) -> Tensor:
-        return torch.ones((like.shape[0], count), dtype=like.dtype, device=like.device)
+        return torch.ones((1, count), dtype=like.dtype, device=like.device)
 
     def signal(self, values: Mapping[str, Tensor], phasors: Tensor | None = None) -> Tensor:
         """Signals for unit amplitude, complex ``[contrast, voxel]``."""
@@ -204,33 +206,42 @@ class SignalModel(abc.ABC):
             basis: complex ``[contrast, K]``, Φ.
             phasors: as in :meth:`factors`.
         """
-        n_outer, n_recovery, n_echo = self.protocol.shape
-        rank = basis.shape[1]
-        conjugate = basis.conj().reshape(n_outer, n_recovery, n_echo, rank)
         total = None
         for outer, recovery, echo in self.factors(values, phasors):
-            voxels = outer.shape[0]
-            if n_recovery > 1:
-                # The longest axis first, real against real parts: nothing of the size voxel × contrast is formed.
-                flat = torch.view_as_real(conjugate.transpose(0, 1).resolve_conj().contiguous()).reshape(n_recovery, -1)
-                summed = torch.view_as_complex((recovery @ flat.to(recovery.dtype)).reshape(voxels, n_outer, n_echo, rank, 2))
-                summed = (summed * outer[:, :, None, None]).sum(1)
-            else:
-                summed = torch.tensordot((outer * recovery).to(basis.dtype), conjugate[:, 0], dims=1)
-            part = (summed * echo[:, :, None]).sum(1)
+            part = (over_preparations(outer, self.over_recoveries(recovery, basis)) * echo[:, :, None]).sum(1)
             total = part if total is None else total + part
         assert total is not None
         return total.T
 
+    def over_recoveries(self, recovery: Tensor, basis: Tensor) -> Tensor:
+        """Sum over recoveries of a factor times conj(Φ), complex ``[voxel, preparation, echo, K]``.
+
+        Args:
+            recovery: real ``[voxel, recovery]``.
+            basis: complex ``[contrast, K]``, Φ.
+        """
+        n_outer, n_recovery, n_echo = self.protocol.shape
+        # The longest axis first, real against real parts: nothing of the size voxel × contrast is formed.
+        conjugate = basis.conj().reshape(n_outer, n_recovery, n_echo, -1).transpose(0, 1).resolve_conj().contiguous()
+        flat = torch.view_as_real(conjugate).reshape(n_recovery, -1)
+        return torch.view_as_complex((recovery @ flat.to(recovery.dtype)).reshape(recovery.shape[0], n_outer, n_echo, -1, 2))
+
     def energy(self, values: Mapping[str, Tensor], phasors: Tensor | None = None) -> Tensor:
         """Sum over contrasts of |signal|² for unit amplitude, ``[voxel]``."""
         terms = self.factors(values, phasors)
-        total = torch.zeros_like(terms[0][0][:, 0])
+        total = torch.zeros_like(terms[0][2][:, 0].real)
         for outer, recovery, echo in terms:
             for other_outer, other_recovery, other_echo in terms:
                 product = (outer * other_outer).sum(1) * (recovery * other_recovery).sum(1)
                 total = total + product * (echo.conj() * other_echo).sum(1).real
         return total
+
+
+def over_preparations(outer: Tensor, summed: Tensor) -> Tensor:
+    """Sum over preparations of a factor ``[voxel, preparation]`` times ``[voxel, preparation, echo, K]``: ``[voxel, echo, K]``."""
+    if summed.shape[0] == 1:
+        return torch.tensordot(outer.to(summed.dtype), summed[0], dims=1)
+    return (summed * outer[:, :, None, None]).sum(1)
 
 
 class SpoiledGradientEcho(SignalModel):

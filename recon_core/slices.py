@@ -1,13 +1,16 @@
 """A volume slice by slice: settings chosen once, one temporal basis from all slices, frozen, only spatial bases a slice.
 
-The work is cut into parts that need nothing of each other, so that they can be done one after another or on several machines.
+The work is cut into parts that need nothing of each other, so that they can be done side by side here or on several machines. Each part
+uses one core wherever it is done: sums are then taken in the same order, and images are the same to the last bit.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import queue
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
@@ -15,7 +18,6 @@ import torch
 from torch import Tensor
 
 from recon_core.calibration.calibrate import calibrate
-from recon_core.calibration.temporal_basis import low_resolution_series, temporal_basis
 from recon_core.errors import DataError
 from recon_core.operators.nufft import resolve_engine
 from recon_core.options import build
@@ -23,13 +25,16 @@ from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.reconstruct import Chosen, Reconstruction, ReconstructionSettings, choose, resolve_device, run
 from recon_core.solvers.base import Solver
 from recon_core.solvers.registry import solver_class
-from recon_core.solvers.subspace import SubspaceSettings, SubspaceSolver
+from recon_core.solvers.subspace import SubspaceSettings, SubspaceSolver, basis_from, basis_series
+from recon_core.threads import at_most_threads
 
 Report = Callable[[str], None]
 Part = Callable[[Report], Any]
 """A piece of work that needs nothing but itself, and can be pickled: called with what takes its short lines."""
 Parts = Generator[list[Part], list[Any], Reconstruction]
 """Work in parts: yields what can be done side by side, is sent the results in that order, returns the reconstruction."""
+
+_LISTEN_SECONDS = 0.1
 
 
 def reconstruct_slices(
@@ -58,19 +63,45 @@ def reconstruct_slices(
         DataError: the data cannot be used.
         MissingPartError: a device or engine asked for is absent.
     """
-    return in_turn(slice_parts(slices, settings, solver_settings), progress)
+    return side_by_side(slice_parts(slices, settings, solver_settings), settings, progress)
 
 
-def in_turn(parts: Parts, progress: Report | None = None) -> Reconstruction:
-    """Do work in parts here, one after another."""
+def side_by_side(parts: Parts, settings: ReconstructionSettings, progress: Report | None = None) -> Reconstruction:
+    """Do work in parts here: on the CPU as many at a time as there are cores, on a GPU one after another.
+
+    Args:
+        parts: the work.
+        settings: of which the device counts.
+        progress: is told short lines, in the caller's thread.
+    """
     report = progress or _silent
+    at_once = 1 if resolve_device(settings.device).type == "cuda" else torch.get_num_threads()
     try:
         wanted = next(parts)
         while True:
-            wanted = parts.send([part(report) for part in wanted])
+            alone = at_once == 1 or len(wanted) == 1
+            wanted = parts.send([part(report) for part in wanted] if alone else _in_threads(wanted, at_once, report))
     except StopIteration as end:
         result: Reconstruction = end.value
         return result
+
+
+def _in_threads(wanted: Sequence[Part], at_once: int, report: Report) -> list[Any]:
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with ThreadPoolExecutor(at_once, thread_name_prefix="slice") as pool:
+        futures: list[Future[Any]] = [pool.submit(part, lines.put) for part in wanted]
+        try:
+            left = set(futures)
+            while left:
+                done, left = wait(left, _LISTEN_SECONDS, FIRST_EXCEPTION)
+                while not lines.empty():
+                    report(lines.get())
+                for future in done:
+                    future.result()
+        finally:
+            # After an error, or where the report has had enough, nothing more is begun.
+            pool.shutdown(wait=False, cancel_futures=True)
+        return [future.result() for future in futures]
 
 
 def slice_parts(
@@ -85,17 +116,18 @@ def slice_parts(
     cls.suits(slices[0])
     brightest = max(range(len(slices)), key=lambda n: float(slices[n].samples.abs().square().sum(dtype=torch.float64)))
     choice: Chosen
-    (choice,) = yield [partial(_choose, slices[brightest], asked, settings)]
+    (choice,) = yield [partial(_on_one_core, _choose, slices[brightest], asked, settings)]
     notes = [f"slice {brightest}: {choice.note}"] if choice.note else []
     selected = time.perf_counter()
     basis: tuple[Tensor, Tensor] | None = None
     if isinstance(choice.settings, SubspaceSettings) and issubclass(cls, SubspaceSolver):
-        small = yield [partial(_low_resolution, problem, choice.settings, settings) for problem in slices]
-        basis = temporal_basis(torch.cat(small, dim=1), choice.settings.rank)
+        small = yield [partial(_on_one_core, _low_resolution, problem, choice.settings, settings) for problem in slices]
+        basis = basis_from(torch.cat(small, dim=1), slices[0], choice.settings)
         notes.append(f"one temporal basis of {basis[0].shape[0]} components from all {len(slices)} slices")
     based = time.perf_counter()
     fits = yield [
-        partial(_fit, problem, choice, basis, settings, f"slice {number + 1} of {len(slices)}") for number, problem in enumerate(slices)
+        partial(_on_one_core, _fit, problem, choice, basis, settings, f"slice {number + 1} of {len(slices)}")
+        for number, problem in enumerate(slices)
     ]
     latents = fits[-1][0].latents if basis is not None else None
     where = sorted({place for _, place in fits})
@@ -120,6 +152,11 @@ def slice_parts(
     return Reconstruction(ImageSeries(volumes, slices[0].frame_times, latents, tuple(notes)), report)
 
 
+def _on_one_core(work: Callable[..., Any], *arguments: Any) -> Any:
+    with at_most_threads(1):
+        return work(*arguments)
+
+
 def _place(settings: ReconstructionSettings) -> tuple[torch.device, str]:
     """Device and NUFFT engine of the process that asks."""
     device = resolve_device(settings.device)
@@ -132,13 +169,9 @@ def _choose(problem: KSpaceProblem, asked: Any, settings: ReconstructionSettings
 
 
 def _low_resolution(problem: KSpaceProblem, chosen: SubspaceSettings, settings: ReconstructionSettings, report: Report) -> Tensor:
-    """complex64 ``[frame, pixel]``."""
+    """complex64 ``[joined frame, pixel]``."""
     device, engine = _place(settings)
-    return (
-        low_resolution_series(problem.to(device), chosen.basis_width, chosen.basis_strength, chosen.basis_steps, chosen.basis_coils, engine)
-        .flatten(1)
-        .cpu()
-    )
+    return basis_series(problem.to(device), chosen, engine).flatten(1).cpu()
 
 
 def _fit(

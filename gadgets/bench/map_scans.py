@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from recon_core.calibration.whitening import whiten, whitening_matrix
 from recon_core.metrics import align, map_error, psnr_db
 from recon_core.options import build
-from recon_core.phantoms.relaxometry import CAPS, PHANTOM_VERSION, RelaxometryScan, simulate
+from recon_core.phantoms.relaxometry import CAPS, RelaxometryScan, simulate
 from recon_core.phantoms.settings import RelaxometrySettings
 from recon_core.problem import KSpaceProblem
 
@@ -20,27 +20,20 @@ PHANTOM = "mpqmri"
 SCORED = ("T1", "T2", "T2star", "PD")
 
 
-def make(own: Mapping[str, Any], seed: int, prefix: str) -> tuple[KSpaceProblem, RelaxometryScan]:
+def make(own: Mapping[str, Any], prefix: str) -> RelaxometryScan:
     """Simulate a protocol.
 
     Args:
-        own: settings of the phantom by name.
-        seed: of anatomy details, masks and noise.
+        own: settings of the phantom by name; lists stand for tuples.
         prefix: of a setting's name in errors.
 
     Returns:
-        What methods get, and the scan with its truth.
+        The scan with its truth.
 
     Raises:
         SettingError: a setting is unknown or out of range.
     """
-    scan = simulate(build(RelaxometrySettings, {**own, "seed": seed}, prefix=prefix))
-    return whitened_problem(scan), scan
-
-
-def source(scan: RelaxometryScan) -> str:
-    """Phantom, version and protocol."""
-    return f"{PHANTOM_VERSION} {scan.settings.protocol}"
+    return simulate(build(RelaxometrySettings, own, prefix=prefix))
 
 
 def whitened_problem(scan: RelaxometryScan) -> KSpaceProblem:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gadgets.pictures import middle_slice, profile_column
-from recon_core.errors import MissingPartError
+from gadgets.bench.map_pictures import maps_side_by_side
+from gadgets.pictures import middle_slice, new_figure, profile_column
 from recon_core.metrics import align
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _ERROR_GAIN = 5
 
 
 def side_by_side(result: CaseResult, path: Path) -> None:
-    """Write one PNG: a row a method; three frames, the profile through what moves most and, with a truth, errors of both.
+    """Write one PNG (a protocol: its maps): a row a method; three frames, the profile through what moves most, errors of both.
 
     Args:
         result: of a case, its first seed is shown.
@@ -30,12 +30,10 @@ def side_by_side(result: CaseResult, path: Path) -> None:
     Raises:
         MissingPartError: matplotlib is absent.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as absent:
-        raise MissingPartError("pictures", "matplotlib is not installed", "pip install 'gadgetron-inr[pictures]'") from absent
     if result.first is None:
+        return
+    if result.first.protocol is not None:
+        maps_side_by_side(result, path)
         return
     truth, moving = result.first.truth, result.first.moving
     rows = _rows(result, truth)
@@ -45,8 +43,7 @@ def side_by_side(result: CaseResult, path: Path) -> None:
     picked = np.unique(np.linspace(0, len(reference) - 1, _FRAMES + 2).round().astype(int)[1:-1])
     columns = len(picked) + 1 + (2 if truth is not None else 0)
     ratio = reference.shape[1] / reference.shape[2]
-    figure = Figure(figsize=(2.1 * columns + 1, 2.1 * min(ratio, 2) * len(rows) + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.1 * columns + 1, 2.1 * min(ratio, 2) * len(rows) + 0.6)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (name, series, miss) in enumerate(rows):
         panels: list[tuple[str, NDArray[Any], str]] = [(f"frame {frame}", series[frame], "equal") for frame in picked]

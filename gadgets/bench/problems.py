@@ -15,17 +15,24 @@ from recon_core.calibration.holdout import held_out_readouts
 from recon_core.operators.frames import gather
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.reconstruct import HeldOut
+from recon_core.signal_models import Protocol
 from recon_core.solvers.base import Solver, interpolate_frames
 
 
 def save_problem(path: Path, problem: KSpaceProblem) -> None:
-    """Store every field of a problem."""
-    torch.save({f.name: getattr(problem, f.name) for f in dataclasses.fields(problem)}, path)
+    """Store every field of a problem; a protocol as plain values, so that no code is unpickled."""
+    fields = {f.name: getattr(problem, f.name) for f in dataclasses.fields(problem)}
+    if problem.protocol is not None:
+        fields["protocol"] = dataclasses.asdict(problem.protocol)
+    torch.save(fields, path)
 
 
 def load_problem(path: Path) -> KSpaceProblem:
     """Read what :func:`save_problem` stored."""
-    return KSpaceProblem(**torch.load(path, weights_only=True))
+    fields = torch.load(path, weights_only=True)
+    if fields["protocol"] is not None:
+        fields["protocol"] = Protocol(**fields["protocol"])
+    return KSpaceProblem(**fields)
 
 
 def compressed(problem: KSpaceProblem, coils: int, like: KSpaceProblem | None = None) -> KSpaceProblem:

@@ -28,7 +28,7 @@ INTERVAL = 0.001
 SELECTION = "recon_core.reconstruct:_select"
 STAGES: dict[str, tuple[str, ...]] = {
     "calibration": ("recon_core.calibration.calibrate:calibrate", "recon_core.calibration.calibrate:with_density"),
-    "held-out error": ("recon_core.reconstruct:HeldOut.__init__", "recon_core.reconstruct:HeldOut.error"),
+    "held-out error": ("recon_core.reconstruct:HeldOut.__init__", "recon_core.reconstruct:HeldOut.errors"),
     "basis": ("recon_core.solvers.subspace:SubspaceSolver._find_basis",),
     "point spreads": ("recon_core.operators.toeplitz:point_spread_spectrum", "recon_core.operators.toeplitz:subspace_kernel"),
     "right-hand side": (

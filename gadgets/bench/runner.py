@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gadgets.bench import bart, scans
-from gadgets.bench.cases import Case, Region, Row
-from gadgets.bench.problems import compressed, predicted_error, save_problem
+from gadgets.bench import bart, map_scans, scans
+from gadgets.bench.cases import Case, Row
+from gadgets.bench.problems import save_problem
+from gadgets.bench.scores import Images, Scorer
 from gadgets.bench.worker import descend
-from recon_core.calibration import calibrate
 from recon_core.errors import ReconError, SettingError
-from recon_core.metrics import align, score
 from recon_core.options import build, unknown_name
 from recon_core.problem import KSpaceProblem
 from recon_core.solvers import registry
@@ -35,7 +34,6 @@ TIME_AVERAGE = "time_average"
 PEERS = ("bart",)
 
 Tell = Callable[[str], None]
-Images = NDArray[np.complex64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,10 +43,12 @@ class Outcome:
     Attributes:
         record: JSON-able: method, seed, seconds, memory, scores, settings chosen; or ``error``.
         images: complex64 ``[frame, (z,) y, x]``, None where the method failed.
+        made: what else it made, by name.
     """
 
     record: dict[str, Any]
     images: Images | None = None
+    made: Mapping[str, NDArray[Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +61,7 @@ class CaseResult:
         records: of all methods and seeds.
         first: the first scan, for pictures; None where no row ran on it.
         images: the first scan's images by method, of the rows that ran.
+        made: what else these made, by method and name.
     """
 
     case: Case
@@ -68,30 +69,38 @@ class CaseResult:
     records: list[dict[str, Any]]
     first: scans.BenchScan | None
     images: dict[str, Images]
+    made: dict[str, Mapping[str, NDArray[Any]]] = dataclasses.field(default_factory=dict)
 
 
 def rows_of(case: Case, asked: Sequence[str] | None, dim: int) -> list[Row]:
     """Rows to run: those asked for by name or method, else the case's, else all solvers that handle its dimensions.
 
-    Before the first row on every scan comes the time average.
+    Before the first row on every scan comes the time average; contrasts of a protocol have none.
 
     Raises:
-        SettingError: no such solver, or a setting that its solver does not have.
+        SettingError: no such solver, a setting that its solver does not have, or what a protocol does not allow.
     """
     for solver, own in case.settings.items():
         build(registry.settings_class(solver), own, prefix=f"{case.name}.settings.{solver}.")
-    declared = list(case.rows or [Row(n) for n in registry.names() if dim in registry.solver_class(n).dims])
+    protocol = scans.quantitative(case)
+    solvers = registry.quantitative_names() if protocol else registry.names()
+    declared = list(case.rows or [Row(n) for n in solvers if dim in registry.solver_class(n).dims])
+    if protocol and case.withhold:
+        raise SettingError(f"{case.name}.withhold", "of a protocol", "Judge its maps by their truth.")
     rows = declared
     if asked:
         rows = [row for name in asked for row in [r for r in declared if name in (r.title, r.method)] or [Row(name)]]
     found: dict[str, Row] = {}
     for row in rows:
-        average = Row(TIME_AVERAGE, _named(TIME_AVERAGE, row.scan), scan=row.scan)
-        found.setdefault(average.title, average)
-        if row.method == TIME_AVERAGE:
-            continue
-        if row.method not in registry.names():
-            raise unknown_name("methods", row.method, [TIME_AVERAGE, *registry.names()])
+        if not protocol:
+            average = Row(TIME_AVERAGE, _named(TIME_AVERAGE, row.scan), scan=row.scan)
+            found.setdefault(average.title, average)
+            if row.method == TIME_AVERAGE:
+                continue
+        if row.method not in solvers:
+            raise unknown_name("methods", row.method, solvers if protocol else [TIME_AVERAGE, *solvers])
+        if protocol and (row.frames is not None or row.every > 1):
+            raise SettingError(f"{case.name}.{row.title}", "some frames of a protocol", "Leave frames and every out.")
         build(registry.settings_class(row.method), row.settings, prefix=f"{case.name}.{row.title}.settings.")
         if case.withhold and (row.frames is not None or row.every > 1):
             raise SettingError(f"{case.name}.withhold", "beside a row of some frames only", "Judge such a row by a truth.")
@@ -151,6 +160,10 @@ class Part:
         own = {**self.case.settings.get(row.method, {}), **row.settings}
         frames = {"frames": row.frames, "every": row.every, "scored": self.case.scored}
         asked = {"method": row.method, "settings": own, "scan": self.case.scan, "source": scans.source(self.case), **frames}
+        if self.case.tensor_bytes:
+            asked["tensor_bytes"] = True
+        if self.case.regions:
+            asked["regions"] = {name: dataclasses.asdict(region) for name, region in self.case.regions.items()}
         known: dict[str, Any] = json.loads(json.dumps({**asked, "withhold": self.case.withhold, **self.common}))
         return known
 
@@ -197,6 +210,8 @@ def run_case(
     """
     say = tell or _log
     check_peers(peers)
+    if peers and scans.quantitative(case):
+        raise SettingError("peer", f"{peers[0]} on a protocol", "No other program makes maps here: leave --peer out.")
     result = CaseResult(case, scans.source(case), [], None, {})
     for seed in case.seeds:
         base = Part(case, {}, seed, data, device)
@@ -204,7 +219,11 @@ def run_case(
         rows = rows_of(case, methods, dim)
         asked = {row.title for row in rows}
         rows += [row for row in rows_of(case, None, dim) if kept and row.title not in asked]
-        for number, over in enumerate(row.scan for row in rows if row.method == TIME_AVERAGE):
+        overs: list[Mapping[str, Any]] = []
+        for row in rows:
+            if row.scan not in overs:
+                overs.append(row.scan)
+        for number, over in enumerate(overs):
             part = Part(case, over, seed, data, device) if over else base
             first = number == 0 and seed == case.seeds[0]
             outcomes = _run_part(part, [row for row in rows if row.scan == over], asked, say, profile, kept)
@@ -212,6 +231,7 @@ def run_case(
                 result.records.append(outcome.record)
                 if outcome.images is not None and first:
                     result.images[outcome.record["method"]] = outcome.images
+                    result.made[outcome.record["method"]] = outcome.made
                     result = dataclasses.replace(result, first=part.scan)
                 if keep is not None:
                     keep(result)
@@ -229,10 +249,12 @@ def _run_part(
         record: dict[str, Any] = {"method": row.title, "seed": part.seed, "asked": asked_for}
         if row.paper:
             record["paper"] = dict(row.paper)
-        earlier = [old for old in kept if "error" not in old and old.get("asked") == asked_for and old["method"] == row.title]
+        earlier = [old for old in kept if "error" not in old and old.get("asked") == asked_for]
         if earlier:
-            say(f"kept: {_line(earlier[0])}")
-            yield Outcome({**earlier[0], **record})
+            # In another table the row has another name, and the paper may have printed something else beside it.
+            taken = {**{key: value for key, value in earlier[0].items() if key != "paper"}, **record}
+            say(f"kept: {_line(taken)}")
+            yield Outcome(taken)
             continue
         if row.title not in asked:
             continue
@@ -243,6 +265,8 @@ def _run_part(
             job["tensor_bytes"] = True
         if row.every > 1:
             job["times"] = part.scan.problem.frame_times[: row.frames].tolist()
+        if part.scan.protocol is not None:
+            job["times"] = part.scan.protocol.imaged.tolist()
         outcome = _scored(part.scorer, job, part.given(row), record)
         say(_line(outcome.record))
         yield outcome
@@ -253,7 +277,8 @@ def _bart(part: Part, say: Tell, kept: Sequence[dict[str, Any]] = ()) -> Iterato
     settings = part.case.bart
     done: dict[float, Outcome] = {}
     asked = {**part.asked(Row("bart")), "bart": json.loads(json.dumps(dataclasses.asdict(settings)))}
-    earlier = [old for old in kept if "error" not in old and old.get("asked") == asked]
+    # The first of a name: a neighbouring case may hold the same.
+    earlier = list({old["method"]: old for old in reversed(kept) if "error" not in old and old.get("asked") == asked}.values())[::-1]
     if earlier:
         say(f"kept: {'; '.join(_line(old) for old in earlier)}")
         yield from (Outcome(old) for old in earlier)
@@ -282,11 +307,11 @@ def _bart(part: Part, say: Tell, kept: Sequence[dict[str, Any]] = ()) -> Iterato
     yield named(at(best), "bart (oracle λ)", tried=[{"strength": s, "psnr_db": -cost} for s, cost in sorted(tried.items())])
 
 
-def run_job(job: dict[str, Any], problem: KSpaceProblem) -> tuple[dict[str, Any], Images | None, Images | None]:
+def run_job(job: dict[str, Any], problem: KSpaceProblem) -> tuple[dict[str, Any], Images | None, dict[str, NDArray[Any]]]:
     """One job in a process of its own.
 
     Returns:
-        Its report (``error`` in it where it failed), images and maps where it gave some.
+        Its report (``error`` in it where it failed), images where it gave some, and what else it made by name.
     """
     with tempfile.TemporaryDirectory(prefix="gadgetron-inr-bench-") as name:
         folder = Path(name)
@@ -299,76 +324,32 @@ def run_job(job: dict[str, Any], problem: KSpaceProblem) -> tuple[dict[str, Any]
         if done.returncode != 0 or not report_file.exists():
             said = done.stderr.strip().splitlines() or ["nothing said"]
             logger.debug("%s", done.stderr)
-            return {"error": f"process ended with {done.returncode}: {said[-1]}"}, None, None
+            return {"error": f"process ended with {done.returncode}: {said[-1]}"}, None, {}
         report = json.loads(report_file.read_text(encoding="utf-8"))
-        images, maps = (np.load(f) if (f := folder / f"{kind}.npy").exists() else None for kind in ("images", "maps"))
-        return report, images, maps
-
-
-class Scorer:
-    """Scores images of one scan against its truth, or against the readouts that no method was given."""
-
-    def __init__(self, case: Case, scan: scans.BenchScan) -> None:
-        self.case, self.scan = case, scan
-        self.judged: tuple[KSpaceProblem, torch.Tensor] | None = None
-        if scan.everything is not None:
-            training, calibration = calibrate(scan.problem, case.coils)
-            assert training.sensitivities is not None
-            self.judged = compressed(scan.everything, case.coils, like=scan.problem), training.sensitivities
-            assert calibration.compression.shape[0] == self.judged[0].n_coils
-
-    def __call__(self, images: Images, maps: Images | None = None) -> dict[str, Any]:
-        """Scores that the scan allows; ``maps`` are the method's own where it made some."""
-        found: dict[str, Any] = {}
-        truth, moving = self.scan.truth, self.scan.moving
-        if truth is not None and moving is not None:
-            count = min(len(images), self.case.scored or len(images))
-            images, truth = images[:count], truth[:count]
-            found |= score(images, truth, moving)
-            if self.case.regions:
-                aligned, reference = align(images, truth)
-                found["curves"] = {
-                    name: curve_difference(np.abs(aligned), np.abs(reference), region) for name, region in self.case.regions.items()
-                }
-                found["curve_difference"] = max(found["curves"].values())
-        if self.judged is not None and self.scan.withheld is not None:
-            problem, ours = self.judged
-            found["held_out_error"] = predicted_error(
-                torch.from_numpy(images), problem, self.scan.withheld, ours if maps is None else torch.from_numpy(maps)
-            )
-        return found
-
-
-def curve_difference(images: NDArray[Any], truth: NDArray[Any], region: Region) -> float:
-    """RMS difference of a region's time courses over the true course's maximum; magnitudes ``[frame, y, x]``.
-
-    Raises:
-        SettingError: the region holds no signal.
-    """
-    box = (slice(None), slice(*region.y), slice(*region.x))
-    part = truth[box]
-    if part.size == 0 or not part[0].max() > 0:
-        raise SettingError("regions", f"rows {region.y}, columns {region.x} hold no signal", "Give a box within the image.")
-    chosen = part[0] > 0.5 * part[0].max()
-    expected, found = (series[:, chosen].mean(axis=1) for series in (part, images[box]))
-    return float(np.sqrt(np.mean((found - expected) ** 2)) / expected.max())
+        images = np.load(f) if (f := folder / "images.npy").exists() else None
+        made: dict[str, NDArray[Any]] = {}
+        if (f := folder / "found.npz").exists():
+            with np.load(f) as stored:
+                made = dict(stored)
+        return report, images, made
 
 
 def _scored(scorer: Scorer, job: dict[str, Any], problem: KSpaceProblem, record: dict[str, Any]) -> Outcome:
-    report, images, maps = run_job(job, problem)
+    report, images, made = run_job(job, problem)
     if images is None or "error" in report:
         return Outcome({**record, "error": report.get("error", "no images")})
     try:
-        scores = scorer(images, maps)
+        scores = scorer(images, made)
     except ReconError as error:
         return Outcome({**record, "error": str(error)})
-    return Outcome({**record, **report, **scores}, images)
+    return Outcome({**record, **report, **scores}, images, made)
 
 
 def _line(record: dict[str, Any]) -> str:
     if "error" in record:
         return f"{record['method']}: {record['error']}"
     parts = [f"{record['seconds']:.1f} s", f"{record['memory']['above'] / 2**20:.0f} MiB"]
+    parts += [f"{name} {100 * record[f'nrmse_{name}']:.1f} %" for name in map_scans.SCORED if f"nrmse_{name}" in record]
     for key, words in (("psnr_db", "{:.2f} dB"), ("dynamic_error", "dynamic error {:.3f}"), ("held_out_error", "held-out error {:.4g}")):
         if key in record:
             parts.append(words.format(record[key]))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gadgets import header, stages
+from gadgets.bench import map_scans
 from gadgets.bench.cases import Case
 from gadgets.noise import NoiseReadouts
 from gadgets.scanfile import read_scan
@@ -26,9 +27,10 @@ from recon_core.metrics import moving_region
 from recon_core.operators.frames import FrameEncoding
 from recon_core.operators.nufft import Nufft
 from recon_core.options import build, option, unknown_name
-from recon_core.phantoms import cardiac, dce, speech
+from recon_core.phantoms import cardiac, dce, relaxometry, speech
 from recon_core.phantoms.cardiac import CardiacScan
 from recon_core.phantoms.measurement import SimulatedScan
+from recon_core.phantoms.relaxometry import RelaxometryScan
 from recon_core.phantoms.settings import CardiacSettings, DceSettings, SpeechSettings
 from recon_core.problem import KSpaceProblem
 from recon_core.stack_of_stars import decouple, sort_spokes
@@ -59,6 +61,7 @@ class BenchScan:
         moving: bool ``[(z,) y, x]`` or None.
         everything: the problem with the withheld readouts, where some were.
         withheld: bool ``[readout]`` of ``everything``, or None.
+        protocol: a simulated protocol with the truth of its maps, or None.
     """
 
     problem: KSpaceProblem
@@ -66,6 +69,7 @@ class BenchScan:
     moving: NDArray[np.bool_] | None = None
     everything: KSpaceProblem | None = None
     withheld: Tensor | None = None
+    protocol: RelaxometryScan | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +114,16 @@ def source(case: Case) -> str:
     if case.scan["kind"] != "simulate":
         return str(case.scan.get("file", ""))
     phantom = str(case.scan.get("phantom", "cardiac"))
+    if quantitative(case):
+        return relaxometry.PHANTOM_VERSION
     if phantom not in _PHANTOMS:
-        raise unknown_name(f"{case.name}.scan.phantom", phantom, _PHANTOMS)
+        raise unknown_name(f"{case.name}.scan.phantom", phantom, [*_PHANTOMS, map_scans.PHANTOM])
     return str(_PHANTOMS[phantom][0].PHANTOM_VERSION)
+
+
+def quantitative(case: Case) -> bool:
+    """Whether a case's scan is a protocol, of which maps are made."""
+    return case.scan["kind"] == "simulate" and case.scan.get("phantom") == map_scans.PHANTOM
 
 
 def make(case: Case, seed: int, data: Path, progress: Progress | None = None) -> BenchScan:
@@ -144,9 +155,12 @@ def make(case: Case, seed: int, data: Path, progress: Progress | None = None) ->
 
 def _simulated(own: Mapping[str, Any], seed: int, prefix: str, progress: Progress | None) -> BenchScan:
     phantom = own.get("phantom", "cardiac")
-    if phantom not in _PHANTOMS:
-        raise unknown_name(f"{prefix}phantom", str(phantom), _PHANTOMS)
     given = {**{k: v for k, v in own.items() if k != "phantom"}, "seed": seed}
+    if phantom == map_scans.PHANTOM:
+        scan_of_maps = map_scans.make(given, prefix)
+        return BenchScan(map_scans.whitened_problem(scan_of_maps), protocol=scan_of_maps)
+    if phantom not in _PHANTOMS:
+        raise unknown_name(f"{prefix}phantom", str(phantom), [*_PHANTOMS, map_scans.PHANTOM])
     if phantom == "dce":
         return _one_slice(given, prefix, progress)
     module, kind = _PHANTOMS[phantom]

@@ -21,13 +21,19 @@ MEASURED = (
     "seconds: from samples in memory to images, maps and the choice of settings on held-out readouts included (bart: its calibration and "
     "one reconstruction, its sweep left out); memory: the process' largest resident memory above what it held with the samples loaded "
     "(bart: of its largest command); tensors: the most bytes that tensors held at once (seconds then include counting them); dynamic "
-    "error: 1 means that no motion was recovered; worst curve: largest RMS difference of a region's time course, over its maximum; "
+    "error: 1 means that no motion was recovered; T1, T2, T2*, PD, coils: NRMSE inside the object, times capped, PD up to one scale, coils "
+    "of unit root-sum-of-squares up to a phase; worst curve: largest RMS difference of a region's time course, over its maximum; "
     "paper: as printed there, on its own data and machine"
 )
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("seconds", "seconds", "{:.1f}"),
     ("memory", "memory (MiB)", "{:.0f}"),
     ("tensors", "tensors (MiB)", "{:.0f}"),
+    ("nrmse_T1", "T1 (%)", "{:.1f}"),
+    ("nrmse_T2", "T2 (%)", "{:.1f}"),
+    ("nrmse_T2star", "T2* (%)", "{:.1f}"),
+    ("nrmse_PD", "PD (%)", "{:.1f}"),
+    ("nrmse_coils", "coils (%)", "{:.1f}"),
     ("psnr_db", "PSNR (dB)", "{:.2f}"),
     ("ssim", "SSIM", "{:.3f}"),
     ("dynamic_error", "dynamic error", "{:.3f}"),
@@ -81,6 +87,8 @@ def _value(run: dict[str, Any], key: str) -> float | None:
     if key in ("memory", "tensors"):
         found = run["memory"].get("above" if key == "memory" else key)
         return None if found is None else found / 2**20
+    if key.startswith("nrmse_"):
+        return 100 * run[key] if key in run else None
     return run.get(key)
 
 
@@ -164,19 +172,24 @@ def write_json(results: Sequence[dict[str, Any]], where: Path) -> list[Path]:
     return written
 
 
-def kept_records(where: Path, case: str) -> list[dict[str, Any]]:
-    """Records of a case in what :func:`write_json` wrote; none where there is no such file.
+def kept_records(where: Path, case: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Records in what :func:`write_json` wrote: of the case, and of others in the same folder, for tables share rows.
 
     Raises:
-        DataError: the file is not one of these.
+        DataError: a file is not one of these.
     """
-    path = where if where.suffix == ".json" else where / f"{case}.json"
-    if not path.is_file():
-        return []
+    own = where if where.suffix == ".json" else where / f"{case}.json"
+    beside = [] if where.suffix == ".json" else sorted(path for path in own.parent.glob("*.json") if path != own)
+    found = [result for path in (own, *beside) if path.is_file() for result in _results(path)]
+    mine, others = ([run for name, runs in found if (name == case) is same for run in runs] for same in (True, False))
+    return mine, others
+
+
+def _results(path: Path) -> list[tuple[str, list[dict[str, Any]]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         results = content if isinstance(content, list) else [content]
-        return [run for result in results if result["case"] == case for run in result["runs"]]
+        return [(result["case"], list(result["runs"])) for result in results]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(str(path), f"no results of the benchmark ({error!r})", "Name another file, or leave --resume out.") from error
 

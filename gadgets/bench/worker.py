@@ -1,7 +1,7 @@
 """One method on one problem in a process of its own: ``python -m gadgets.bench.worker FOLDER``.
 
-The folder holds ``problem.pt`` and ``job.json``; the truth is not there. What comes back: ``report.json`` and, where the method gave
-images, ``images.npy`` (and ``maps.npy`` of a peer).
+The folder holds ``problem.pt`` and ``job.json``; the truth is not there. What comes back: ``report.json``, ``images.npy`` where the method
+gave images, and ``found.npz`` with what else it made: ``coils`` of a peer; of a protocol ``coils``, ``compression`` and maps by name.
 """
 
 from __future__ import annotations
@@ -62,10 +62,16 @@ def warm_up(problem: KSpaceProblem, device: str) -> None:
     small = problem.keep_readouts(first).at_shape(tuple(min(n, _WARM_UP) for n in problem.shape))
     if small.mask is not None and not bool(small.mask.any()):
         return
+    # The first lines of a protocol need not have its centre, from which maps of several coils would be estimated.
+    coils = 4 if small.protocol is None else 1
     small = small.replace(
-        frames=(torch.arange(small.n_readouts),), frame_times=small.readout_times.mean()[None], mask=small.mask, weights=None
+        frames=(torch.arange(small.n_readouts),),
+        frame_times=small.readout_times.mean()[None],
+        mask=small.mask,
+        weights=None,
+        protocol=None,
     )
-    reconstruct(small, ReconstructionSettings(solver="cg_sense", device=device, holdout=0.0, coils=4), {"steps": 2, "damping": 1.0})
+    reconstruct(small, ReconstructionSettings(solver="cg_sense", device=device, holdout=0.0, coils=coils), {"steps": 2, "damping": 1.0})
 
 
 def time_average(
@@ -95,6 +101,10 @@ def run_solver(job: dict[str, Any], problem: KSpaceProblem, folder: Path) -> dic
             with profile.profiled(job["method"], taken) if rates is not None else contextlib.nullcontext():
                 result = reconstruct(problem, ReconstructionSettings(solver=job["method"], **own), job["settings"], _tell, times)
             series, report = result.series, result.report
+            if series.maps and result.compression is not None and result.sensitivities is not None:
+                maps = {found.name: found.values.numpy() for found in series.maps}
+                coils = {"coils": result.sensitivities.numpy(), "compression": result.compression.numpy()}
+                np.savez(folder / "found.npz", allow_pickle=False, **maps, **coils)
     seconds = time.perf_counter() - started
     used = memory.read() | ({} if tensors is None else {"tensors": tensors.peak})
     np.save(folder / "images.npy", series.images.numpy())
@@ -107,7 +117,7 @@ def run_bart(job: dict[str, Any], problem: KSpaceProblem, folder: Path) -> dict[
     """BART's GRASP at one λ."""
     result = bart.Grasp(compressed(problem, job["coils"]), folder).reconstruct(job["strength"], job["iterations"])
     np.save(folder / "images.npy", result.images.numpy())
-    np.save(folder / "maps.npy", result.maps.numpy())
+    np.savez(folder / "found.npz", coils=result.maps.numpy())
     report = {"settings": {"strength": job["strength"], "iterations": job["iterations"]}, "program": bart.version()}
     return {"seconds": result.seconds, "memory": {"peak": result.peak, "above": result.peak}, "report": report}
 

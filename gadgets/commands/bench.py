@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     chosen = cases.load(args.cases, full=args.full)
     if args.seeds is not None:
         chosen = [dataclasses.replace(case, seeds=_seeds(args.seeds)) for case in chosen]
-    methods = None if args.methods is None else [name for name in args.methods.split(",") if name]
+    titles = {row.title for case in chosen for row in case.rows or ()}
+    methods = None if args.methods is None else _names(args.methods, titles)
     runner.check_peers(args.peer)
     if args.profile:
         profile.check()
@@ -65,21 +67,27 @@ def run(args: argparse.Namespace) -> int:
     failed = False
     described = machine.describe()
     for case in chosen:
-        kept = tables.kept_records(Path(args.json), case.name) if args.resume else []
+        own, others = tables.kept_records(Path(args.json), case.name) if args.resume else ([], [])
 
-        def keep(result: runner.CaseResult) -> None:
+        def keep(result: runner.CaseResult, own: list[dict[str, Any]] = own) -> None:
             if args.json is not None:
-                tables.write_json([*results, tables.as_json(result, described)], Path(args.json))
+                # Rows of an earlier run whose turn has not come yet must outlive an interruption.
+                done = {(record["method"], record["seed"]) for record in result.records}
+                later = [old for old in own if (old["method"], old["seed"]) not in done]
+                so_far = dataclasses.replace(result, records=[*result.records, *later])
+                tables.write_json([*results, tables.as_json(so_far, described)], Path(args.json))
 
         try:
             folder = data_folder(args.data)
-            result = runner.run_case(case, folder, methods, args.peer, args.device, profile=args.profile, kept=kept, keep=keep)
+            result = runner.run_case(case, folder, methods, args.peer, args.device, profile=args.profile, kept=[*own, *others], keep=keep)
         except ReconError as error:
             print(f"error: {case.name}: {error}", file=sys.stderr)
             failed = True
             continue
         failed |= any("error" in record for record in result.records)
         results.append(tables.as_json(result, described))
+        if args.json is not None:
+            tables.write_json(results, Path(args.json))
         console.print(tables.terminal_table(results[-1]))
         if args.profile:
             console.print(profile.stage_table(results[-1]))
@@ -90,6 +98,17 @@ def run(args: argparse.Namespace) -> int:
     if args.readme is not None and results:
         tables.refresh_page(Path(args.readme), results)
     return int(failed)
+
+
+def _names(text: str, titles: Set[str]) -> list[str]:
+    """Names apart by commas; a row's title may itself have some."""
+    words = [word.strip() for word in text.split(",")]
+    names = []
+    while words:
+        length = next((n for n in range(len(words), 1, -1) if ", ".join(words[:n]) in titles), 1)
+        names.append(", ".join(words[:length]))
+        del words[:length]
+    return [name for name in names if name]
 
 
 def _seeds(text: str) -> tuple[int, ...]:

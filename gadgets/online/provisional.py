@@ -23,11 +23,11 @@ from gadgets.noise import NoiseReadouts
 from gadgets.online.engine import Provisional, SliceEngine
 from gadgets.online.schedule import Clock, Frame, FrameQueue, Key, Rule
 from gadgets.online.status import Status
-from gadgets.openmp import at_most_threads
 from gadgets.readouts import Readout, check_uniform
 from gadgets.settings import ChainSettings
 from recon_core.online.model import OnlineSettings
 from recon_core.options import build
+from recon_core.threads import at_most_threads
 
 ROLE = "provisional"
 STATUS_SECONDS = 2.0

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from recon_core.encodings.fourier import octaves
 from recon_core.encodings.hash_grid import HashGrid, HashGridLayout
+from recon_core.fields.seeded import seeded
 from recon_core.fields.spacetime import perceptron
 
 
@@ -48,8 +49,7 @@ class DeformationField(nn.Module):
         super().__init__()
         self.sizes = sizes
         encoded = 2 * layout.dim * sizes.space_octaves + 2 * sizes.time_octaves
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.encoding = HashGrid(layout, seed=seed)
             self.deformation = perceptron(encoded, sizes.width, sizes.depth, layout.dim)
             seen = self.encoding.out_dim + sizes.features + (encoded if sizes.sees_coordinates else 0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recon_core.encodings.fourier import FourierFeatures
+from recon_core.fields.seeded import seeded
 
 
 class FourierField(nn.Module):
@@ -26,8 +27,7 @@ class FourierField(nn.Module):
         self, bandwidths: tuple[float, ...], bandwidth: float, features: tuple[int, int], width: int, depth: int, seed: int
     ) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.space = FourierFeatures(bandwidths, features[0], 2 * seed)
             self.time = FourierFeatures((bandwidth,), features[1], 2 * seed + 1)
             self.spatial = nn.Linear(self.space.out_dim, width)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from recon_core.fields.seeded import seeded
+
 _SMALLEST = 6
 
 
@@ -30,8 +32,7 @@ class ImageGenerator(nn.Module):
         self.shape = shape
         number = max(0, min(upsamplings, math.floor(math.log2(min(shape) / _SMALLEST)))) if min(shape) >= _SMALLEST else 0
         self.small = tuple(math.ceil(n / 2**number) for n in shape)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.mapping = nn.Sequential(nn.Linear(latent, mapped), nn.ReLU(), nn.Linear(mapped, math.prod(self.small)))
             layers: list[nn.Module] = [*_convolution(1, channels)]
             for _ in range(number):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recon_core.encodings.fourier import FourierFeatures, octaves
 from recon_core.fields.complex_unet import ComplexUnet
+from recon_core.fields.seeded import seeded
 from recon_core.fields.wire import wire_layers
 
 _SLOPE = 0.01
@@ -81,8 +82,7 @@ class PositionalField(nn.Module):
 
     def __init__(self, shape: tuple[int, int], coils: int, sizes: KpSizes, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.encoding = PositionEncoding(shape, sizes, seed)
             self.layers = wire_layers(self.encoding.out_dim, sizes.width, sizes.depth - 1, sizes.omega, sizes.sigma)
             self.last = nn.Linear(sizes.width, coils, dtype=torch.complex64)
@@ -98,8 +98,7 @@ class DualField(nn.Module):
 
     def __init__(self, shape: tuple[int, int], coils: int, sizes: KpSizes, channels: int, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.encoding = PositionEncoding(shape, sizes, seed)
             self.unet = ComplexUnet(coils, channels)
             position, width = self.encoding.out_dim, sizes.width

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recon_core.encodings.fourier import FourierFeatures
+from recon_core.fields.seeded import seeded
 
 
 class Sine(nn.Module):
@@ -26,11 +27,15 @@ class Sine(nn.Module):
 
 
 class KSpaceField(nn.Module):
-    """Fourier features of (k, t) and a SIREN to the signal of every coil.
+    """Fourier features of k and of t, side by side, and a SIREN to the signal of every coil.
+
+    Features of their own for t let the network hold what does not move once for all moments; with features of (k, t) together every
+    frequency of k comes with one frequency of t.
 
     Args:
-        bandwidths: standard deviations of the features' frequencies on the axes (kx, ky, t).
-        features: Fourier features.
+        bandwidths: standard deviations of the frequencies on the axes (kx, ky), share of the field of view.
+        bandwidth: of those along t, cycles per frame.
+        features: Fourier features of k and of t.
         width: hidden width.
         depth: hidden layers.
         omega: ω of the sine layers.
@@ -38,15 +43,26 @@ class KSpaceField(nn.Module):
         seed: of frequencies and weights.
     """
 
-    def __init__(self, bandwidths: tuple[float, ...], features: int, width: int, depth: int, omega: float, coils: int, seed: int) -> None:
+    def __init__(
+        self,
+        bandwidths: tuple[float, float],
+        bandwidth: float,
+        features: tuple[int, int],
+        width: int,
+        depth: int,
+        omega: float,
+        coils: int,
+        seed: int,
+    ) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.encoding = FourierFeatures(bandwidths, features, seed)
-            layers = [Sine(width if number else self.encoding.out_dim, width, omega, number == 0) for number in range(depth)]
+        with seeded(seed):
+            self.space = FourierFeatures(bandwidths, features[0], 2 * seed)
+            self.time = FourierFeatures((bandwidth,), features[1], 2 * seed + 1)
+            inputs = self.space.out_dim + self.time.out_dim
+            layers = [Sine(width if number else inputs, width, omega, number == 0) for number in range(depth)]
             self.layers = nn.Sequential(*layers, nn.Linear(width, 2 * coils))
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """Signal complex64 ``[coil, point]`` at coordinates ``[point, (kx, ky, t)]``."""
-        out = self.layers(self.encoding(coordinates))
+        out = self.layers(torch.cat([self.space(coordinates[:, :2]), self.time(coordinates[:, 2:])], dim=1))
         return torch.view_as_complex(out.reshape(out.shape[0], -1, 2)).T

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from recon_core.encodings.hash_grid import HashGrid, HashGridLayout, HashGridPlan, SpatialEncoding
 from recon_core.encodings.tcnn import TinyCudaGrid
+from recon_core.fields.seeded import seeded
 
 ENCODINGS: dict[str, Callable[..., SpatialEncoding]] = {"torch": HashGrid, "tinycudann": TinyCudaGrid}
 
@@ -35,8 +36,7 @@ class ManifoldField(nn.Module):
         self, layout: HashGridLayout, latent: int, mapped: int, width: int, depth: int, seed: int, encoding: str = "torch"
     ) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.encoding = ENCODINGS[encoding](layout, seed=seed)
             self.mapping = nn.Sequential(nn.Linear(latent, mapped), nn.ReLU(), nn.Linear(mapped, mapped))
             self.spatial = nn.Linear(self.encoding.out_dim, width)

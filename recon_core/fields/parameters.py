@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recon_core.encodings.hash_grid import HashGrid, HashGridLayout, growth_for, pixel_coordinates
+from recon_core.fields.seeded import seeded
 from recon_core.signal_models import Parameter, SignalModel
 
 WIDTH = 64
@@ -34,8 +35,7 @@ class GridField(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], layout: HashGridLayout, heads: tuple[int, ...], seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.encoding = HashGrid(layout, seed=seed)
             self.heads = nn.ModuleList(_mlp(self.encoding.out_dim, outputs) for outputs in heads)
         self.shape = shape
@@ -89,8 +89,7 @@ class BasesCnn(nn.Module):
     def __init__(self, rank: int, dim: int, channels: int, seed: int) -> None:
         super().__init__()
         conv, up = (nn.Conv3d, nn.ConvTranspose3d) if dim == 3 else (nn.Conv2d, nn.ConvTranspose2d)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.enter = conv(2 * rank, channels, 3, padding=1)
             self.down = conv(channels, channels, 3, stride=2, padding=1)
             self.attention = SharedFeatureAttention(channels, dim)

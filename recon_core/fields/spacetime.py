@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from recon_core.encodings.hash_grid import HashGridLayout
 from recon_core.encodings.spacetime import SpacePlan, SpacetimeGrid
+from recon_core.fields.seeded import seeded
 
 
 def perceptron(inputs: int, width: int, depth: int, outputs: int) -> nn.Sequential:
@@ -29,8 +30,7 @@ class SpacetimeField(nn.Module):
 
     def __init__(self, layout: HashGridLayout, width: int, depth: int, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.encoding = SpacetimeGrid(layout, seed=seed)
             self.joint = perceptron(self.encoding.out_dim, width, depth, 2)
 

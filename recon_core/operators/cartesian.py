@@ -81,3 +81,9 @@ class CartesianFrames:
         dims = tuple(range(-(self.measured.ndim - 1), 0))
         coils = torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(kspace, dim=dims), dim=dims, norm="ortho"), dim=dims)
         return (self.sensitivities.conj() * coils).sum(1)
+
+    def kspace(self, images: Tensor) -> Tensor:
+        """k-space ``[frame, coil, (z,) y, x]`` of images ``[frame, (z,) y, x]``: the adjoint of :meth:`combine`."""
+        dims = tuple(range(-(self.measured.ndim - 1), 0))
+        coils = torch.fft.ifftshift(self.sensitivities * images[:, None], dim=dims)
+        return torch.fft.fftshift(torch.fft.fftn(coils, dim=dims, norm="ortho"), dim=dims)

@@ -28,13 +28,13 @@ from recon_core.phantoms.measurement import (
     add_noise,
     low_pass,
     noise_level,
-    one_torch_thread,
     sample_slice,
     shading,
 )
 from recon_core.phantoms.physiology import Physiology
 from recon_core.phantoms.settings import CardiacSettings as CardiacSettings
 from recon_core.phantoms.torso import BLOOD, HALF_AXES, Torso, breathing_motion
+from recon_core.threads import at_most_threads
 from recon_core.trajectories import (
     cartesian_interleaved_mask,
     cartesian_lines,
@@ -124,7 +124,7 @@ class CardiacObject:
         return torch.polar(signal.clamp_min(0.0), self._phase + breath * self._phase_breath)
 
 
-@one_torch_thread()
+@at_most_threads(1)
 def simulate(settings: CardiacSettings | None = None, progress: Progress | None = None) -> CardiacScan:
     """Simulate a scan.
 

@@ -30,13 +30,13 @@ from recon_core.phantoms.measurement import (
     each_readout,
     low_pass,
     noise_level,
-    one_torch_thread,
     set_points,
     shading,
     slice_plan,
 )
 from recon_core.phantoms.physiology import Physiology
 from recon_core.phantoms.settings import DceSettings as DceSettings
+from recon_core.threads import at_most_threads
 from recon_core.trajectories import golden_angle_radial, resolution_limit
 
 PHANTOM_VERSION = "dce 1"
@@ -131,7 +131,7 @@ class DceObject:
         return self._profile * self.breathed(self.body.shares[TISSUES.index(tissue)], breath)
 
 
-@one_torch_thread()
+@at_most_threads(1)
 def simulate(settings: DceSettings | None = None, progress: Progress | None = None) -> DceScan:
     """Simulate a scan.
 

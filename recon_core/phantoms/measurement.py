@@ -6,11 +6,10 @@ Fourier sum of that grid times the coils' fields.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recon_core.threads import at_most_threads
 from recon_core.time_segments import segment_basis
 from recon_core.trajectories import resolution_limit
 
@@ -72,17 +72,6 @@ class SimulatedScan:
     moving: NDArray[np.bool_]
 
 
-@contextlib.contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Readouts go to threads of our own: torch's, on arrays this small, mostly wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def each_readout(n_readouts: int, worker: Callable[[], Callable[[int], None]], progress: Progress | None = None) -> None:
     """Measure every readout (or angle of readouts), a few at once.
 
@@ -93,6 +82,8 @@ def each_readout(n_readouts: int, worker: Callable[[], Callable[[int], None]], p
     """
     done = itertools.count(1)
 
+    # torch's own threads, on arrays this small, mostly wait for each other on a busy machine.
+    @at_most_threads(1)
     def work(first: int) -> None:
         measure = worker()
         for number in range(first, n_readouts, _WORKERS):

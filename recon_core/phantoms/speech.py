@@ -27,12 +27,12 @@ from recon_core.phantoms.measurement import (
     add_noise,
     low_pass,
     noise_level,
-    one_torch_thread,
     sample_slice,
     shading,
 )
 from recon_core.phantoms.settings import SpeechSettings as SpeechSettings
 from recon_core.phantoms.vocal_tract import HALF_AXES, VocalTract
+from recon_core.threads import at_most_threads
 from recon_core.trajectories import GradientLimits, spiral_arms
 
 PHANTOM_VERSION = "speech 1"
@@ -170,7 +170,7 @@ def _at_pixels(image: Tensor, matrix: tuple[int, int]) -> Tensor:
     return image
 
 
-@one_torch_thread()
+@at_most_threads(1)
 def simulate(settings: SpeechSettings | None = None, progress: Progress | None = None) -> SpeechScan:
     """Simulate a scan.
 

@@ -30,6 +30,7 @@ class Solver(abc.ABC, Generic[S]):
         dims: spatial dimensions the method handles.
         selection_matrix: share of the matrix size at which settings are chosen; dynamics live at low k, and a choice costs several fits.
         quantitative: the frames are the contrasts of a protocol, and the method gives parameter maps.
+        evidence: share by which a later candidate must lower the held-out error to be taken instead of an earlier one.
         check_every: steps between two looks at the held-out error when the stopping step is being chosen; 0: the method runs to its end.
         off_resonance: whether the method models a field map.
         fitted: attributes that :meth:`state_dict` saves; none: a fit cannot be saved.
@@ -40,6 +41,7 @@ class Solver(abc.ABC, Generic[S]):
     dims: ClassVar[tuple[int, ...]] = (2, 3)
     selection_matrix: ClassVar[float] = 1.0
     quantitative: ClassVar[bool] = False
+    evidence: ClassVar[float] = 0.0
     check_every: ClassVar[int] = 0
     fitted: ClassVar[tuple[str, ...]] = ()
     off_resonance: ClassVar[bool] = True
@@ -120,6 +122,14 @@ class Solver(abc.ABC, Generic[S]):
             tried: all that were tried.
         """
         return []
+
+    @classmethod
+    def regularisation(cls, settings: Any) -> Any:
+        """What makes settings comparable, the greater the more regularised; None: the method has no such order.
+
+        Of settings between which held-out readouts do not decide, the most regularised are chosen.
+        """
+        return None
 
     def objective(self) -> float | None:
         """The cost of the last step, for logs, where the method has one."""

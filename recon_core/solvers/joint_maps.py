@@ -11,6 +11,7 @@ this form: Wang et al., Magn Reson Med 2018;79:730.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from recon_core.operators.contrasts import ContrastTerm
 from recon_core.operators.phase import smooth_phase
 from recon_core.operators.proximal import finite_differences, finite_differences_adjoint
-from recon_core.parameter_fit import ParameterFit, bounds, from_fitted, object_mask, to_fitted
+from recon_core.parameter_fit import ParameterFit, bounds, from_fitted, object_mask, signal_and_derivatives, to_fitted
 from recon_core.signal_models import SignalModel
 
 SMOOTH = ("off_resonance", "B")
@@ -31,6 +32,10 @@ _DAMPING = 1e-2
 # Sensitivities of coils about a head keep to some cycles a field of view.
 _COIL_BAND, _COIL_POWER = 8.6, -8
 _HALVINGS = 4
+_PRIOR_STEPS = 10
+# Two steps in a row that lower the objective by less are the last.
+_LEAST_FALL = 0.01
+_PATIENCE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +68,7 @@ class JointMaps:
         point: float32 ``[parameter + 2, voxel]``: fitted values over their units, then real and imaginary part of the amplitude.
         sensitivities: as they stand, of unit root-sum-of-squares.
         cost: value of the objective before the last step; None before the first.
+        idle: steps in a row that hardly lowered it.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class JointMaps:
             squared = squared + (k / _COIL_BAND).square().reshape([-1 if a == axis else 1 for a in range(len(self.shape))])
         self.band = (1 + squared) ** _COIL_POWER
         self.cost: float | None = None
+        self.idle = 0
 
     def start(self, fit: ParameterFit, bases: Tensor, share: float) -> None:
         """Start from a voxel-wise fit; outside the object the parameters are the object's medians and the amplitude is 0.
@@ -110,6 +117,12 @@ class JointMaps:
         self.phase = smooth_phase(amplitude.reshape(self.shape)).flatten()
         amplitude = amplitude * self.phase.conj() / self.scale
         self.point = torch.cat([fitted, amplitude.real[None], amplitude.imag[None]])
+
+    def with_weights(self, weights: JointWeights) -> JointMaps:
+        """The same problem with other weights, from where this one stands."""
+        other = copy.copy(self)
+        other.weights, other.cost, other.idle = weights, None, 0
+        return other
 
     def values(self) -> tuple[dict[str, Tensor], Tensor]:
         """Parameters by name and the complex amplitude, ``[voxel]``."""
@@ -149,12 +162,10 @@ class JointMaps:
 
     def _jacobian(self) -> Tensor:
         """Derivative of the coefficients by every parameter, complex64 ``[parameter + 2, K, voxel]``."""
-        columns = []
-        for number in range(self.point.shape[0]):
-            tangent = torch.zeros_like(self.point)
-            tangent[number] = 1
-            columns.append(torch.func.jvp(self._signal, (self.point,), (tangent,))[1])
-        return torch.stack(columns)
+        signal, derivatives = signal_and_derivatives(self.model, self.point[:-2] * self.units, self.basis)
+        amplitude = self._values(self.point)[1]
+        turned = self.scale * self.phase * signal
+        return torch.cat([amplitude * self.units[:, None] * derivatives, torch.stack([turned, 1j * turned])])
 
     def step(self, iterations: int, coils: bool = True) -> bool:
         """One Gauss-Newton step.
@@ -164,13 +175,19 @@ class JointMaps:
             coils: whether the sensitivities move, too.
 
         Returns:
-            Whether the objective fell; else nothing has changed.
+            Whether another step is worth while; if not, nothing has changed.
         """
-        jacobian, bases = self._jacobian(), self.bases()
+        bases = self.bases()
         coefficients = bases.flatten(1)
         misfit, of_bases, of_maps = self.term.cost_and_gradients(bases, self.sensitivities, coils)
         prior, weights = self._prior(self.point)
+        # Compared where every step begins: there the gauge is the same.
+        fell = self.cost is None or misfit + prior < (1 - _LEAST_FALL) * self.cost
+        self.idle = 0 if fell else self.idle + 1
         self.cost = misfit + prior
+        if self.idle >= _PATIENCE:
+            return False
+        jacobian = self._jacobian()
         curvature = float((coefficients.conj() * (self.average @ coefficients)).real.sum(0).mean()) + 1e-30
         ridge = self.weights.coils * curvature
 
@@ -189,8 +206,16 @@ class JointMaps:
         inverse = torch.linalg.inv(blocks + torch.diag_embed(diagonal))
         coil_inverse = 1 / (curvature * self.band.square() + ridge)
 
+        def within_voxels(x: Tensor, _: Tensor | None) -> tuple[Tensor, None]:
+            return torch.einsum("vpq,qv->pv", blocks, x) + self._wide(weights, x) + _DAMPING * x, None
+
+        def voxel_by_voxel(x: Tensor, _: Tensor | None) -> tuple[Tensor, None]:
+            return torch.einsum("vpq,qv->pv", inverse, x), None
+
         def precondition(x: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            return torch.einsum("vpq,qv->pv", inverse, x), None if s is None else coil_inverse * s
+            # Fully sampled, the data would tie no voxel to another: that system holds the prior as it is and needs no transform.
+            moved, _ = conjugate_gradients(within_voxels, voxel_by_voxel, (x, None), _PRIOR_STEPS)
+            return moved, None if s is None else coil_inverse * s
 
         gradient = back(of_bases) + self._wide(weights, self.point)
         of_coils = None if of_maps is None else -self._coils_adjoint(of_maps)
@@ -198,7 +223,7 @@ class JointMaps:
         return self._move(x, None if s is None else self._coils(s), self.cost)
 
     def _move(self, step: Tensor, coils: Tensor | None, cost: float) -> bool:
-        """Go along a step, or as far of it as lowers the objective."""
+        """Go along a step, or as far of it as lowers the objective; nothing changes where it does not fall at all."""
         share = 1.0
         for _ in range(_HALVINGS):
             point = self._within(self.point + share * step)
@@ -218,7 +243,10 @@ Pair = tuple[Tensor, Tensor | None]
 
 
 def conjugate_gradients(product: object, precondition: object, right: Pair, iterations: int) -> Pair:
-    """Preconditioned conjugate gradients from zero in parameters and, where there are some, coil coefficients."""
+    """Conjugate gradients from zero in parameters and, where there are some, coil coefficients.
+
+    The preconditioner may itself be iterative: directions are those of the flexible form (Notay, SIAM J Sci Comput 2000;22:1444).
+    """
 
     def dot(a: Pair, b: Pair) -> float:
         total = float((a[0] * b[0]).sum(dtype=torch.float64))
@@ -237,8 +265,9 @@ def conjugate_gradients(product: object, precondition: object, right: Pair, iter
             break
         image = product(*direction)  # type: ignore[operator]
         length = energy / dot(direction, image)
-        x, residual = add(x, length, direction), add(residual, -length, image)
+        x, before = add(x, length, direction), residual
+        residual = add(residual, -length, image)
         conditioned = precondition(*residual)  # type: ignore[operator]
-        following = dot(residual, conditioned)
-        direction, energy = add(conditioned, following / energy, direction), following
+        turned = dot(add(residual, -1.0, before), conditioned)
+        direction, energy = add(conditioned, turned / energy, direction), dot(residual, conditioned)
     return x

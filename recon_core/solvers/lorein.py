@@ -9,7 +9,11 @@ What the paper leaves open is listed in ``docs/methods/lorein.md``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from recon_core.errors import SettingError
 from recon_core.options import option
@@ -22,7 +26,9 @@ from recon_core.solvers.joint_maps import JointMaps, JointWeights
 from recon_core.solvers.low_rank_block import LowRankBlock
 from recon_core.solvers.quantitative import QuantitativeSolver
 
-STRENGTHS = (1.0, 3.0, 10.0)
+STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+START = 3.0
+"""λ with which the choice begins; from there it goes up or down while that helps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +40,7 @@ class LoreinSettings(FieldSettings):
     )
     low_rank_steps: int = option(40, "voxels: proximal gradient steps of the low-rank block", low=1, high=10_000)
     low_rank_strength: float = option(0.3, "voxels: λ of total variation on its bases, in noise standard deviations", low=0.0)
-    newton_steps: int = option(12, "voxels: Gauss-Newton steps of maps and coils", low=1, high=1000)
+    newton_steps: int = option(12, "voxels: Gauss-Newton steps of maps and coils, fewer where the objective has settled", low=1, high=1000)
     inner_steps: int = option(8, "voxels: conjugate-gradient iterations of each", low=1, high=1000)
     strength: float | None = option(
         None, "voxels: λ of joint total variation of the maps, for noise of unit variance; auto: held-out", low=0.0
@@ -53,6 +59,8 @@ class Lorein(FieldBlocks[LoreinSettings]):
 
     name = "lorein"
     Settings = LoreinSettings
+    # Less is within what some ten thousand held-out samples scatter by; the default λ then stands.
+    evidence = 0.02
     joint: JointMaps | None = None
     fit: ParameterFit
 
@@ -68,10 +76,20 @@ class Lorein(FieldBlocks[LoreinSettings]):
 
     @classmethod
     def candidates(cls, settings: LoreinSettings, problem: KSpaceProblem) -> list[Any]:
-        """A few λ of the maps unless one is set."""
+        """The first λ of the maps unless one is set."""
         if settings.form != "voxels" or settings.strength is not None:
             return [settings]
-        return [dataclasses.replace(settings, strength=value) for value in STRENGTHS]
+        return [dataclasses.replace(settings, strength=START)]
+
+    @classmethod
+    def refinements(cls, settings: LoreinSettings, asked: LoreinSettings, tried: Sequence[Any]) -> list[Any]:
+        """The next λ above the best so far, then the next below, until both are known to be no better."""
+        if asked.form != "voxels" or asked.strength is not None or settings.strength is None:
+            return []
+        known = {other.strength for other in tried}
+        place = STRENGTHS.index(settings.strength)
+        around = [STRENGTHS[i] for i in (place + 1, place - 1) if 0 <= i < len(STRENGTHS)]
+        return [dataclasses.replace(settings, strength=value) for value in around if value not in known][:1]
 
     def start(self, problem: KSpaceProblem, previous: Solver[LoreinSettings] | None = None) -> None:
         """See :class:`Solver`; every scan starts anew.
@@ -90,7 +108,7 @@ class Lorein(FieldBlocks[LoreinSettings]):
         self.bases, self.joint, self.settled = self.block.bases, None, False
 
     def start_beside(self, other: Solver[LoreinSettings]) -> None:
-        """See :class:`Solver`; a fit that differs in the maps' λ goes on from the low-rank block of the other."""
+        """See :class:`Solver`; a fit that differs in the weights of the maps goes on from where the other stands."""
         assert isinstance(other, Lorein)
         low_rank = {name: getattr(other.settings, name) for name in ("strength", "smoothness", "coil_prior", "newton_steps", "inner_steps")}
         alike = dataclasses.replace(self.settings, **low_rank) == other.settings
@@ -99,7 +117,9 @@ class Lorein(FieldBlocks[LoreinSettings]):
             return
         self._set_up_as(other)
         self.block, self.fit = other.block, other.fit
-        self.bases, self.joint, self.settled = self.block.bases, None, False
+        self.joint, self.settled = None if other.joint is None else other.joint.with_weights(self._weights()), False
+        self.bases = self.block.bases if self.joint is None else self.joint.bases()
+        self.sensitivities = self.sensitivities if self.joint is None else self.joint.sensitivities
         self.step = self.settings.low_rank_steps
 
     def _update(self) -> None:
@@ -109,19 +129,35 @@ class Lorein(FieldBlocks[LoreinSettings]):
             self.block.step()
             self.bases = self.block.bases
             if self.step == self.settings.low_rank_steps - 1:
-                self.fit = fit_parameters(self.model, self.bases.flatten(1), self.basis, self.settings.fit_steps)
+                self.fit = self._fit_object()
         elif not self.settled:
             self._newton()
+
+    def _fit_object(self) -> ParameterFit:
+        """Fit of the object's voxels; the others hold 1 and no amplitude, and are not used."""
+        mask = object_mask(self.bases, self.settings.mask_share).flatten()
+        mask = mask if bool(mask.any()) else torch.ones_like(mask)
+        found = fit_parameters(self.model, self.bases.flatten(1)[:, mask], self.basis, self.settings.fit_steps)
+
+        def placed(flat: Tensor, elsewhere: float) -> Tensor:
+            whole = torch.full(mask.shape, elsewhere, dtype=flat.dtype, device=flat.device)
+            whole[mask] = flat
+            return whole
+
+        values = {name: placed(value, 1.0) for name, value in found.values.items()}
+        return ParameterFit(values, placed(found.amplitude, 0.0), placed(found.residual, 0.0))
+
+    def _weights(self) -> JointWeights:
+        settings = self.settings
+        return JointWeights(START if settings.strength is None else settings.strength, settings.smoothness, settings.coil_prior)
 
     def _newton(self) -> None:
         if self.joint is None:
             settings, shape = self.settings, self.problem.shape
-            strength = STRENGTHS[len(STRENGTHS) // 2] if settings.strength is None else settings.strength
-            weights = JointWeights(strength, settings.smoothness, settings.coil_prior)
             extent = self.problem.field_of_view or tuple(float(n) for n in shape)
-            self.joint = JointMaps(self.model, self.basis, self.term, self.sensitivities, extent, weights)
+            self.joint = JointMaps(self.model, self.basis, self.term, self.sensitivities, extent, self._weights())
             self.joint.start(self.fit, self.block.bases, settings.mask_share)
-        # Where no step lowers the objective any more, the rest of them would not either.
+        # Where a step hardly lowers the objective, the rest of them would not either.
         # One coil: its map is all phase, which the amplitude has already.
         self.settled = not self.joint.step(self.settings.inner_steps, coils=self.sensitivities.shape[0] > 1)
         self.sensitivities, self.bases = self.joint.sensitivities, self.joint.bases()

@@ -96,7 +96,7 @@ class SubspaceSolver(Solver[T]):
         known = previous if isinstance(previous, SubspaceSolver) and previous.temporal.shape[1] == problem.n_frames else None
         frames = occupied_frames(power_weighted(problem, self.density_power))
         if known is None:
-            self._find_basis(frames)
+            self._find_basis()
         else:
             self.temporal, self.singular = known.temporal, known.singular
         sensitivities = required_sensitivities(problem)
@@ -136,22 +136,10 @@ class SubspaceSolver(Solver[T]):
         options = NufftOptions(self.engine, cartesian=self.problem.cartesian)
         self.target = subspace_backprojection(frames, sensitivities, self.temporal, options, self.segments)
 
-    def _find_basis(self, frames: Sequence[FrameSamples]) -> None:
+    def _find_basis(self) -> None:
         """V from the low-resolution series."""
-        settings = self.settings
-        each = math.ceil(self.problem.n_frames / settings.basis_frames)
-        coarse = joined_frames(self.problem, each)
-        series = low_resolution_series(
-            coarse, settings.basis_width, settings.basis_strength, settings.basis_steps, settings.basis_coils, self.engine
-        )
-        filled = torch.tensor(sorted({t // each for t, f in enumerate(frames) if f.points.shape[0]}))
-        times = coarse.frame_times
-        # A frame without readouts has only its neighbours to go by.
-        complete = interpolate_frames(series[filled.to(series.device)], times[filled], times)
-        found, singular = temporal_basis(complete, settings.rank)
-        if each > 1:
-            found = orthonormal_rows(interpolate_frames(found.T, times, self.problem.frame_times).T)
-        self.use_basis(found, singular)
+        series = basis_series(self.problem, self.settings, self.engine)
+        self.use_basis(*basis_from(series, self.problem, self.settings))
 
     def use_basis(self, temporal: Tensor, singular: Tensor) -> None:
         """Take a temporal basis with orthonormal rows, float32 ``[K, frame]``, and its singular values."""
@@ -165,3 +153,48 @@ class SubspaceSolver(Solver[T]):
         images = torch.tensordot(coefficients.to(self.bases.dtype), self.bases, dims=1)
         latents = coefficients * (self.problem.n_frames**0.5)
         return ImageSeries(images, times, latents)
+
+
+def basis_series(problem: KSpaceProblem, settings: SubspaceSettings, engine: str = "auto") -> Tensor:
+    """The low-resolution series that gives V; of a long scan neighbouring frames are joined for it.
+
+    Args:
+        problem: whitened.
+        settings: of which those that begin with ``basis_`` count.
+        engine: NUFFT engine by name.
+
+    Returns:
+        complex64 ``[joined frame, (z,) y, x]``.
+
+    Raises:
+        DataError: no frame has a sample.
+    """
+    coarse = _joined(problem, settings)
+    series = low_resolution_series(
+        coarse, settings.basis_width, settings.basis_strength, settings.basis_steps, settings.basis_coils, engine
+    )
+    filled = torch.tensor([n for n, frame in enumerate(occupied_frames(coarse)) if frame.points.shape[0]])
+    # A frame without readouts has only its neighbours to go by.
+    return interpolate_frames(series[filled.to(series.device)], coarse.frame_times[filled], coarse.frame_times)
+
+
+def basis_from(series: Tensor, problem: KSpaceProblem, settings: SubspaceSettings) -> tuple[Tensor, Tensor]:
+    """V of all frames from the low-resolution series.
+
+    Args:
+        series: of :func:`basis_series`; pixels of several slices may stand side by side.
+        problem: whose frames are meant.
+        settings: as they were for the series.
+
+    Returns:
+        float32 ``[K, frame]`` with orthonormal rows, and the singular values, float32 ``[K]``.
+    """
+    found, singular = temporal_basis(series, settings.rank)
+    if series.shape[0] < problem.n_frames:
+        times = _joined(problem, settings).frame_times
+        found = orthonormal_rows(interpolate_frames(found.T, times, problem.frame_times).T)
+    return found, singular
+
+
+def _joined(problem: KSpaceProblem, settings: SubspaceSettings) -> KSpaceProblem:
+    return joined_frames(problem, math.ceil(problem.n_frames / settings.basis_frames))

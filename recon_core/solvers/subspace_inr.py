@@ -22,8 +22,8 @@ from recon_core.solvers.subspace import SubspaceSettings, SubspaceSolver
 
 STRENGTHS = (0.011, 0.02, 0.035, 0.06)
 FIELD_SHARES = (0.0, 0.35)
-# Where noise limits: weights nearer to maximum likelihood, and a smoother static basis.
-_NOISY_POWER, _NOISY_STATIC = 0.5, 20.0
+# Where noise or faults of the measurement limit: a smoother static basis, and weights nearer to maximum likelihood.
+_SMOOTH_STATIC, _EVEN_POWER = 20.0, 0.5
 _DUAL_STEPS = 3
 _AVERAGED = 8
 # A step of 1/L for the largest eigenvalue L wastes time where weak components, which are shrunk most, have that eigenvalue: steps begin
@@ -46,7 +46,8 @@ class SubspaceInrSettings(SubspaceSettings):
     block: int = option(8, "pixels of a block along every axis", low=2, high=64)
     imaginary: float = option(2.0, "threshold of the imaginary parts, relative to that of the real ones", low=0.0, high=1e3)
     weak_power: float = option(0.2, "a weak basis is scaled by its singular value over the second one to this power", low=0.0, high=1.0)
-    noisy: bool | None = option(None, "half the density_power and 20 times the static_strength, for data that noise limits; auto: held-out")
+    smooth: bool | None = option(None, "20 times the static_strength, where noise or faults of the data limit; auto: held-out")
+    even: bool | None = option(None, "half the density_power, so that samples weigh more evenly, where noise limits; auto: held-out")
     field: float | None = option(None, "share of the motion field in the images; auto: held-out", low=0.0, high=1.0)
     field_steps: int = option(160, "Adam steps of the motion field", low=1, high=100_000)
     field_batch: int = option(8, "frames in one of these steps", low=1, high=100_000)
@@ -83,7 +84,7 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
     @property
     def density_power(self) -> float:
         """See :class:`SubspaceSolver`."""
-        return self.settings.density_power * (_NOISY_POWER if self.settings.noisy else 1.0)
+        return self.settings.density_power * (_EVEN_POWER if self.settings.even else 1.0)
 
     @classmethod
     def candidates(cls, settings: SubspaceInrSettings, problem: KSpaceProblem) -> list[Any]:
@@ -91,20 +92,28 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         if settings.strength is not None:
             return [settings]
         field = 0.0 if settings.field is None else settings.field
-        return [dataclasses.replace(settings, strength=value, field=field, noisy=bool(settings.noisy)) for value in STRENGTHS[1::-1]]
+        plain = dataclasses.replace(settings, field=field, smooth=bool(settings.smooth), even=bool(settings.even))
+        return [dataclasses.replace(plain, strength=value) for value in STRENGTHS[1::-1]]
 
     @classmethod
     def refinements(cls, settings: SubspaceInrSettings, asked: SubspaceInrSettings, tried: Sequence[Any]) -> list[Any]:
-        """Higher thresholds as long as they help, then settings for noisy data, then the other share of the field, unless these are set."""
+        """Higher thresholds as long as they help, then settings for bad data, then the other share of the field, unless these are set."""
         stronger = [value for value in STRENGTHS if value > (settings.strength or 0.0)][:1]
-        if asked.strength is None and stronger and (stronger[0], settings.noisy) not in {(other.strength, other.noisy) for other in tried}:
+        known_levels = {(other.strength, other.smooth, other.even) for other in tried}
+        if asked.strength is None and stronger and (stronger[0], settings.smooth, settings.even) not in known_levels:
             return [dataclasses.replace(settings, strength=stronger[0])]
-        # Data that want the lowest threshold are not limited by noise.
+        # Data that want the lowest threshold are good.
         limited = settings.strength is None or settings.strength > STRENGTHS[0] or asked.strength is not None
-        if asked.noisy is None and limited and not any(other.noisy for other in tried):
-            return [dataclasses.replace(settings, noisy=True)]
+        for name in ("smooth", "even"):
+            if limited and getattr(asked, name) is None and not any(getattr(other, name) for other in tried):
+                return [dataclasses.replace(settings, **{name: True})]
         known = {FIELD_SHARES[-1] if other.field is None else other.field for other in tried}
         return [dataclasses.replace(settings, field=value) for value in FIELD_SHARES if asked.field is None and value not in known]
+
+    @classmethod
+    def regularisation(cls, settings: SubspaceInrSettings) -> tuple[bool, bool, float]:
+        """See :class:`Solver`; the share of the field is no question of more or less."""
+        return bool(settings.even), bool(settings.smooth), settings.strength or 0.0
 
     def start(self, problem: KSpaceProblem, previous: Solver[SubspaceInrSettings] | None = None) -> None:
         """See :class:`SubspaceSolver`."""
@@ -189,7 +198,7 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         lipschitz = self.bound
         point = ahead - (image - self.aligned) / lipschitz
         largest = float(self.target.abs().max())
-        strength = settings.static_strength * (_NOISY_STATIC if settings.noisy else 1.0)
+        strength = settings.static_strength * (_SMOOTH_STATIC if settings.smooth else 1.0)
         static = torch.full((1,), strength * largest / lipschitz, device=point.device)
         new = self.variation(point[:1], static)
         if len(point) > 1:

@@ -1,4 +1,4 @@
-"""The benchmark's runner, tables, pictures and command."""
+"""The benchmark's runner, worker, scores and pictures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from gadgets import cli
-from gadgets.bench import machine, pictures, problems, runner, scans, tables, worker
+from gadgets.bench import machine, pictures, problems, runner, scans, scores, tables, worker
 from gadgets.bench.cases import Region, Row, parse
-from gadgets.commands.bench import data_folder
-from recon_core.errors import DataError, SettingError
+from gadgets.commands.bench import _names
+from recon_core.errors import SettingError
+from recon_core.metrics import score
 
 FIELDS = {
     "title": "Tiny",
@@ -119,7 +119,7 @@ def test_worker_gives_images_and_what_they_cost(tmp_path: Path, scan: scans.Benc
     still = np.load(tmp_path / "images.npy")
     assert np.array_equal(still, np.broadcast_to(still[:1], still.shape))
     assert scan.truth is not None
-    assert runner.score(still, scan.truth, scan.moving)["psnr_db"] > 20
+    assert score(still, scan.truth, scan.moving)["psnr_db"] > 20
 
 
 # ---- rows
@@ -151,7 +151,7 @@ def test_a_row_gets_its_own_frames_and_scan(monkeypatch: pytest.MonkeyPatch) -> 
         return {"psnr_db": 1.0}
 
     monkeypatch.setattr(runner, "run_job", job)
-    monkeypatch.setattr(runner, "score", look)
+    monkeypatch.setattr(scores, "score", look)
     found = runner.run_case(parse("rows", ROWS), Path())
     assert [record["method"] for record in found.records] == ["time_average", "first four", "every other", "time_average (5)", "gridding"]
     assert scored == [(6, 6), (4, 4), (6, 6), (6, 6), (6, 6)]
@@ -176,7 +176,7 @@ def test_finished_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"seconds": 1.0, "memory": {"peak": 2, "above": 1}}, np.ones((8, 24, 24), dtype=np.complex64), None
 
     monkeypatch.setattr(runner, "run_job", job)
-    monkeypatch.setattr(runner, "score", lambda *_: {"psnr_db": 1.0})
+    monkeypatch.setattr(scores, "score", lambda *_: {"psnr_db": 1.0})
     fields = {**FIELDS, "methods": ["cg_sense", "grasp", "gridding"]}
     after: list[int] = []
     first = runner.run_case(parse("tiny", fields), Path(), ["cg_sense", "grasp"], keep=lambda done: after.append(len(done.records)))
@@ -196,6 +196,40 @@ def test_finished_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran == ["cg_sense", "grasp", "gridding"]
 
 
+def test_a_row_of_a_neighbouring_table_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def job(asked: dict[str, Any], problem: Any) -> tuple[dict[str, Any], Any, None]:
+        ran.append(asked["method"])
+        return {"seconds": 1.0, "memory": {"peak": 2, "above": 1}}, np.ones((8, 24, 24), dtype=np.complex64), None
+
+    monkeypatch.setattr(runner, "run_job", job)
+    monkeypatch.setattr(scores, "score", lambda *_: {"psnr_db": 1.0})
+    first = {**FIELDS, "rows": [{"name": "both", "method": "gridding", "paper": {"seconds": 3.0}}]}
+    tables.write_json([tables.as_json(runner.run_case(parse("set/a", first), Path()), {})], tmp_path)
+    ran.clear()
+    second = {
+        **FIELDS,
+        "rows": [{"name": "eight", "method": "gridding"}, {"name": "six steps", "method": "cg_sense", "settings": {"steps": 6}}],
+    }
+    taken = runner.run_case(parse("set/b", second), Path(), kept=tables.kept_records(tmp_path, "set/b")[1])
+    assert ran == ["cg_sense"]
+    assert [(record["method"], "paper" in record) for record in taken.records] == [
+        ("time_average", False),
+        ("eight", False),
+        ("six steps", False),
+    ]
+    # Memory by tensors was not measured there.
+    runner.run_case(parse("set/b", {**second, "tensor_bytes": True}), Path(), kept=tables.kept_records(tmp_path, "set/b")[1])
+    assert ran == ["cg_sense", "time_average", "gridding", "cg_sense"]
+
+
+def test_rows_are_named_with_their_commas() -> None:
+    titles = {"KP-INR, uniform 8×", "P-INR, uniform 8×", "both"}
+    assert _names("KP-INR, uniform 8×,grasp,P-INR, uniform 8×", titles) == ["KP-INR, uniform 8×", "grasp", "P-INR, uniform 8×"]
+    assert _names("cg_sense,,both, P-INR", titles) == ["cg_sense", "both", "P-INR"]
+
+
 # ---- scores
 
 
@@ -205,19 +239,19 @@ def test_curve_difference_by_hand() -> None:
     truth[:, 2, 1] = 1
     images = truth.copy()
     region = Region(y=(0, 4), x=(0, 5))
-    assert runner.curve_difference(images, truth, region) == 0
+    assert scores.curve_difference(images, truth, region) == 0
     # Pixels above half of 10 are the two of the first row: true course 9, 4.5; one pixel 1 too bright in frame 0 makes 9.5.
     images[0, 1, 1] += 1
     images[0, 2, 1] += 50
-    assert runner.curve_difference(images, truth, region) == pytest.approx(np.sqrt(0.5**2 / 2) / 9)
+    assert scores.curve_difference(images, truth, region) == pytest.approx(np.sqrt(0.5**2 / 2) / 9)
     with pytest.raises(SettingError, match="no signal"):
-        runner.curve_difference(images, truth, Region(y=(3, 4), x=(0, 5)))
+        scores.curve_difference(images, truth, Region(y=(3, 4), x=(0, 5)))
 
 
 def test_withheld_readouts_judge(scan: scans.BenchScan) -> None:
     case = parse("tiny", {**FIELDS, "withhold": 0.2})
     made = scans.make(case, 0, Path())
-    scorer = runner.Scorer(case, made)
+    scorer = scores.Scorer(case, made)
     assert made.truth is not None
     good = scorer(made.truth)["held_out_error"]
     nothing = scorer(0 * made.truth)["held_out_error"]
@@ -290,78 +324,6 @@ def test_machine() -> None:
     assert json.dumps(found)
 
 
-# ---- tables
-
-
-def records() -> list[dict[str, Any]]:
-    made = []
-    for seed, psnr in ((0, 30.0), (1, 34.0)):
-        memory = {"peak": 300 * 2**20, "above": 100 * 2**20}
-        made.append({"method": "grasp", "seed": seed, "seconds": 2.0 + seed, "memory": memory, "psnr_db": psnr, "ssim": 0.9})
-    return [*made, {"method": "inmr", "seed": 0, "error": "it broke"}]
-
-
-def result() -> dict[str, Any]:
-    return {"case": "c", "title": "A case", "note": "A note.", "seeds": [0, 1], "summary": tables.summary(records()), "machine": MACHINE}
-
-
-MACHINE = {"cpu": "a processor", "cores": 2, "gpu": None, "date": "2024-02-29"}
-
-
-def test_summary() -> None:
-    grasp, inmr = tables.summary(records())
-    assert grasp["runs"] == 2
-    assert grasp["psnr_db"] == {"mean": 32.0, "sd": pytest.approx(2 * 2**0.5)}
-    assert grasp["seconds"]["mean"] == 2.5
-    assert grasp["memory"]["mean"] == 100
-    assert "dynamic_error" not in grasp
-    assert inmr == {"method": "inmr", "runs": 1, "error": "it broke"}
-
-
-def test_terminal_table(capsys: pytest.CaptureFixture[str]) -> None:
-    from rich.console import Console
-
-    Console(width=120).print(tables.terminal_table(result()))
-    text = capsys.readouterr().out
-    assert "32.00 ± 2.83" in text
-    assert "it broke" in text
-    assert "dynamic" not in text
-
-
-def test_what_a_paper_printed_stands_beside_it() -> None:
-    made = [{**record, "paper": {"psnr_db": 33.9}} for record in records()[:2]]
-    shown = {**result(), "summary": tables.summary([*made, records()[2]]), "cut": ["scan.matrix [8, 8] (full size: [9, 9])"]}
-    lines = tables.page_table(shown).splitlines()
-    assert lines[0].endswith("A note. Cut: scan.matrix [8, 8] (full size: [9, 9]).")
-    assert lines[2].endswith("| SSIM | paper: PSNR (dB) |")
-    assert lines[4].endswith("| 0.900 ± 0.000 | 33.9 |")
-
-
-def test_page_is_refreshed_between_its_markers(tmp_path: Path) -> None:
-    page = tmp_path / "README.md"
-    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n", encoding="utf-8")
-    tables.refresh_page(page, [result()])
-    text = page.read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{tables.BEGIN}\n")
-    assert text.endswith(f"{tables.END}\nafter\n")
-    assert "old" not in text
-    assert "| grasp | 2.5 ± 0.7 | 100 ± 0 | 32.00 ± 2.83 | 0.900 ± 0.000 |" in text
-    assert "a processor, 2 cores, 2024-02-29" in text
-    assert "inmr" not in text
-    tables.refresh_page(page, [result()])
-    assert page.read_text(encoding="utf-8") == text
-    page.write_text("no markers", encoding="utf-8")
-    with pytest.raises(DataError, match="markers"):
-        tables.refresh_page(page, [result()])
-
-
-def test_json_folder_and_file(tmp_path: Path) -> None:
-    assert tables.write_json([result()], tmp_path / "results") == [tmp_path / "results" / "c.json"]
-    assert json.loads((tmp_path / "results" / "c.json").read_text(encoding="utf-8"))["title"] == "A case"
-    tables.write_json([result(), result()], tmp_path / "sub" / "all.json")
-    assert len(json.loads((tmp_path / "sub" / "all.json").read_text(encoding="utf-8"))) == 2
-
-
 # ---- pictures
 
 
@@ -378,59 +340,3 @@ def test_pictures(tmp_path: Path, scan: scans.BenchScan, known: bool) -> None:
     with Image.open(tmp_path / "new" / "tiny.png") as picture:
         assert picture.width > picture.height if not known else picture.width > 400
         assert np.asarray(picture.convert("L")).std() > 10
-
-
-# ---- command
-
-
-def test_command_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    case = tmp_path / "tiny.yaml"
-    case.write_text(json.dumps(FIELDS), encoding="utf-8")
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{tables.BEGIN}\n{tables.END}\n", encoding="utf-8")
-    arguments = ["bench", str(case), "--methods", "cg_sense", "--device", "cpu", "--readme", str(readme)]
-    assert cli.main([*arguments, "--json", str(tmp_path / "out"), "--pictures", str(tmp_path / "out")]) == 0
-    text = capsys.readouterr().out
-    assert "time_average" in text
-    assert "cg_sense" in text
-    written = json.loads((tmp_path / "out" / "tiny.json").read_text(encoding="utf-8"))
-    assert written["source"].startswith("cardiac")
-    assert [run["method"] for run in written["runs"]] == ["time_average", "cg_sense"]
-    assert all(run["psnr_db"] > 5 and run["seconds"] > 0 for run in written["runs"])
-    assert written["runs"][0]["dynamic_error"] == pytest.approx(1, abs=0.05)
-    assert written["machine"]["cores"] >= 1
-    assert (tmp_path / "out" / "tiny.png").stat().st_size > 10_000
-    assert "| cg_sense |" in readme.read_text(encoding="utf-8")
-    assert cli.main([*arguments, "--json", str(tmp_path / "out"), "--resume"]) == 0
-    again = json.loads((tmp_path / "out" / "tiny.json").read_text(encoding="utf-8"))
-    assert again["runs"] == written["runs"]
-
-
-def test_command_lists_cases(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench"]) == 0
-    assert "cardiac_standard" in capsys.readouterr().out.split()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["nothing"], "unknown name 'nothing'"),
-        (["cardiac_small", "--methods", "grsp"], "Did you mean 'grasp'"),
-        (["cardiac_small", "--peer", "bert"], "Did you mean 'bart'"),
-        (["cardiac_small", "--seeds", "a"], "--seeds"),
-        (["rat_t2", "--data", "/nonexistent"], "--data"),
-        (["cardiac_small", "--resume"], "without --json"),
-        (["cardiac_small", "--full"], "full size"),
-    ],
-)
-def test_command_faults(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", *arguments]) == 1
-    assert words in capsys.readouterr().err
-
-
-def test_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert data_folder("/there") == Path("/there")
-    monkeypatch.setenv("GADGETRON_INR_DATA", "/elsewhere")
-    assert data_folder(None) == Path("/elsewhere")
-    monkeypatch.delenv("GADGETRON_INR_DATA")
-    assert data_folder(None).name == "data"

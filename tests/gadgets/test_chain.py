@@ -17,7 +17,7 @@ SOLVERS = {
     "cardiac": "subspace_inr",
     "cine": "low_rank_sparse",
     "dce": "grasp_pro",
-    "mpqmri": "lrt",
+    "mpqmri": "lorein",
     "speech": "grasp_pro",
 }
 EXECUTE = '<execute name="gadgets.node" target="run" type="python"/>'

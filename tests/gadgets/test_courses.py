@@ -10,8 +10,13 @@ import torch
 
 from gadgets import stages
 from gadgets.courses import Line, Region, parse_lines, parse_regions, profile, region_curves
+from gadgets.scanfile import read_scan
 from gadgets.settings import ChainSettings
+from gadgets.simulation import store
 from recon_core.errors import DataError, SettingError
+from recon_core.metrics import align
+from recon_core.phantoms import speech
+from recon_core.phantoms.settings import SpeechSettings
 from recon_core.problem import ImageSeries
 
 
@@ -119,3 +124,42 @@ def test_field_maps_that_do_not_fit_are_told(scans, tmp_path, content, words):
     settings = ChainSettings(solver="gridding", field_map=str(path), readouts_per_frame=4)
     with pytest.raises(SettingError, match=words):
         list(stages.run(settings, *scans.radial_scan(n=8)))
+
+
+@pytest.fixture(scope="module")
+def speech_scan(tmp_path_factory):
+    """Fully sampled frames of speech off resonance, and their truth."""
+    scan = speech.simulate(SpeechSettings(matrix=(48, 48), coils=3, frames=3, readouts_per_frame=13, detail=3, off_resonance=250.0))
+    path = tmp_path_factory.mktemp("speech") / "scan.h5"
+    store(path, scan)
+    return path, scan.truth
+
+
+def test_a_map_is_estimated_from_the_images_phase(speech_scan):
+    path, truth = speech_scan
+
+    def error(**changed) -> float:
+        scan = read_scan(path)
+        settings = ChainSettings(solver="cg_sense", readouts_per_frame=13, image_type="complex", **changed)
+        images = [i for i in stages.run(settings, scan.header, scan.items()) if i.image_series_index == 1]
+        assert len(images) == 3
+        assert ("off-resonance estimated from the phase at TE 0.8 ms" in images[0].meta["ImageComments"]) == bool(changed)
+        found, reference = align(np.stack([i.data[0, 0] for i in images]), truth)
+        return float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
+
+    assert error(field_map="estimate") < 0.85 * error()
+
+
+def test_what_an_estimate_needs_is_asked_for_before_the_fit(speech_scan, scans):
+    def method(*_):
+        raise AssertionError("fitted")
+
+    scan = read_scan(speech_scan[0])
+    settings = ChainSettings(field_map="estimate", readouts_per_frame=13)
+    with pytest.raises(DataError, match="TE"):
+        list(stages.run(settings, scan.header.replace("<TE>0.8</TE>", ""), scan.items(), method=method))
+    xml, acquisitions = scans.radial_scan(n=8)
+    for acquisition in acquisitions:
+        acquisition.sample_time_us = 5.0
+    with pytest.raises(DataError, match="start at"):
+        list(stages.run(settings, xml.replace("</sequenceParameters>", "<TE>2</TE></sequenceParameters>"), acquisitions, method=method))

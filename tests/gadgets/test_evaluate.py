@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gadgets import cli
-from gadgets.evaluation import evaluate, evaluate_provisional, image_series, pixel_values
+from gadgets.evaluation import Curve, evaluate, evaluate_provisional, image_series, pixel_values
 from gadgets.scanfile import ImageWriter, Truth, write_scan, write_truth
 from recon_core.errors import DataError
 from recon_core.metrics import moving_region, score
@@ -165,3 +165,47 @@ def test_provisional_images_are_scored_against_the_truth_of_their_time(tmp_path,
 def test_no_provisional_image(tmp_path, truth, scan):
     with pytest.raises(DataError, match="is provisional"):
         evaluate_provisional(_store(tmp_path / "out.h5", truth.images), scan)
+
+
+def _bolus(late: float) -> np.ndarray:
+    frames = np.arange(40.0)
+    return 1 + 2 * np.exp(-0.5 * ((frames - 15 - late) / 3) ** 2)
+
+
+def test_curves_are_compared_with_the_true_ones():
+    truth = _bolus(0.0)
+    same = Curve(truth, truth)
+    assert (same.difference, same.peak_shift, same.half_shift) == (0.0, 0, 0.0)
+    late = Curve(_bolus(2.0), truth)
+    assert late.peak_shift == 2
+    assert late.half_shift == pytest.approx(2.0, abs=0.05)
+    higher = Curve(truth + 0.3, truth)
+    assert higher.difference == pytest.approx(10.0)
+    # A constant is no delay.
+    assert higher.half_shift == pytest.approx(0.0, abs=1e-9)
+    assert Curve(_bolus(-1.5), truth).half_shift == pytest.approx(-1.5, abs=0.05)
+
+
+def test_the_command_tells_curves_of_regions(tmp_path, capsys):
+    pixels = np.full((40, 3, 8, 8), 0.5, dtype=np.complex64)
+    region = np.zeros((3, 8, 8), dtype=bool)
+    region[1, 2:5, 3:6] = True
+    pixels[:, region] = _bolus(0.0)[:, None]
+    truth = Truth(pixels, moving_region(pixels), np.arange(40) * 0.4, "dce", regions={"aorta": region}, curves={"aorta": _bolus(0.0)})
+    path = tmp_path / "scan.h5"
+    write_scan(path, "<ismrmrdHeader/>", [])
+    write_truth(path, truth)
+    late = pixels.copy()
+    late[:, region] = _bolus(1.0)[:, None]
+    files = [str(_store(tmp_path / name, series)) for name, series in (("good.h5", pixels), ("late.h5", late))]
+    assert cli.main(["evaluate", files[0], str(path), "--beside", files[1], "--curves", str(tmp_path / "curves")]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in told[-2:]] == [["good", "aorta"], ["late", "aorta"]]
+    assert "0.00 % RMS" in told[-2]
+    assert "peak +1, half of the rise +1.0 frames" in told[-1]
+    rows = (tmp_path / "curves.csv").read_text().splitlines()
+    assert rows[0] == "time_s,aorta truth,aorta good,aorta late"
+    assert len(rows) == 41
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert cli.main(["evaluate", files[0], str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["curves"]["good"]["aorta"]["peak_shift"] == 0

@@ -41,7 +41,7 @@ TINY: dict[str, dict[str, str]] = {
 METHODS = registry.names()
 CARTESIAN = ("kp_inr", "kt_grappa", "p_inr")
 PLANAR = ("da_inr", "td_dip")
-# Any dynamic scan suits them: every trajectory, slices and volumes.
+# Any dynamic scan suits them: every trajectory, slices and volumes. Protocols they refuse, as all do (test_quantitative_solvers).
 ANY = ("als_subspace", "cg_sense", "fmlp", "grasp", "grasp_pro", "gridding", "hash_inr", "inmr", "low_rank_sparse", "stinr", "subspace_inr")
 
 

@@ -105,6 +105,31 @@ def test_exact_data_give_parameters_and_coils_back(term):
     torch.testing.assert_close(joint.sensitivities.abs().square().sum(0), torch.ones(SHAPE), atol=1e-4, rtol=0)
 
 
+def test_steps_end_where_the_objective_has_settled(term):
+    # The prior's share of the objective cannot vanish as the misfit of exact data does.
+    joint = started(term, JointWeights(100.0, 1.0, 1e-3), 0.1, 0.05)
+    going_on = [joint.step(10) for _ in range(20)]
+    assert going_on[0]
+    assert not going_on[-1]
+    settled = joint.cost
+    joint.step(10)
+    assert 0.97 * settled < joint.cost <= settled
+
+
+def test_other_weights_go_on_from_the_same_place(term):
+    joint = started(term, JointWeights(1.0, 1.0, 1e-3), 0.1, 0.05)
+    joint.step(6)
+    point, maps = joint.point.clone(), joint.sensitivities.clone()
+    other = joint.with_weights(JointWeights(100.0, 1.0, 1e-3))
+    assert torch.equal(other.point, point)
+    other.step(6)
+    # The first one stays as it was, with its own weights.
+    assert torch.equal(joint.point, point)
+    assert torch.equal(joint.sensitivities, maps)
+    assert joint.weights.variation == 1.0
+    assert other._prior(other.point)[0] / 100 < joint._prior(joint.point)[0]
+
+
 def test_coils_that_stand_still_leave_their_error_in_the_maps(term):
     moved, still = (started(term, JointWeights(1e-3, 1e-3, 1e-6), 0.1, 0.3) for _ in range(2))
     for _ in range(4):

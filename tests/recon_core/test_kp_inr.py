@@ -15,6 +15,7 @@ from recon_core.fields.wire import ComplexGabor
 from recon_core.metrics import moving_region, score
 from recon_core.options import build
 from recon_core.reconstruct import ReconstructionSettings, reconstruct
+from recon_core.solvers import hidden_lines
 from recon_core.solvers.kp_inr import KpInr
 from recon_core.solvers.p_inr import KSpaceFit, PInr
 
@@ -90,13 +91,14 @@ def test_octaves_end_where_the_grid_does() -> None:
 
 @pytest.mark.parametrize("name", ["p_inr", pytest.param("kp_inr", marks=pytest.mark.slow)])
 def test_a_fully_sampled_frame_is_fitted(name: str, toy: ModuleType) -> None:
-    """The network's own k-space, nothing measured put back, gives the frame to 40 dB; what the U-Net sees it may hold here."""
+    """The network's own k-space, nothing measured put back, gives the frame to 40 dB."""
     shape = (20, 18)
-    own = {"hidden": 0.0} if name == "kp_inr" else {}
     problem, truth = toy.toy_cartesian(n_frames=1, shape=shape, coils=2, acceleration=1)
-    solver = started(name, problem.replace(sensitivities=toy.toy_maps(2, shape)), steps=700, learning_rate=4e-3, weight_decay=0.0, **own)
+    solver = started(name, problem.replace(sensitivities=toy.toy_maps(2, shape)), steps=700, learning_rate=4e-3, weight_decay=0.0)
     while not solver.done:
         solver.update()
+    if isinstance(solver, KpInr):
+        solver.first = None
     with torch.no_grad():
         images = solver.frames.combine(solver._predict() * solver.envelope * solver.scale)
     error = (images - truth).abs().square().mean()
@@ -125,7 +127,7 @@ def kp(toy: ModuleType, **settings: Any) -> KpInr:
 
 
 def test_the_unet_sees_the_completed_kspace_in_turn(toy: ModuleType) -> None:
-    solver = kp(toy, steps=9, refreshes=2)
+    solver = kp(toy, steps=9, refreshes=2, first_guess="zero")
     guesses = []
     while not solver.done:
         solver.update()
@@ -133,15 +135,28 @@ def test_the_unet_sees_the_completed_kspace_in_turn(toy: ModuleType) -> None:
     assert len({id(g) for g in guesses}) == 3
     assert bool((guesses[0] == 0).all())
     assert bool((guesses[-1] != 0).all())
-    seen, measured = solver._seen(), solver.frames.measured[:, None].expand_as(solver.guess)
+    seen, measured = solver._seen(), solver.frames.measured[:, None].expand_as(solver.targets)
     torch.testing.assert_close(
         seen * solver.envelope * solver.scale, torch.where(measured, solver.frames.samples, seen * solver.envelope * solver.scale)
     )
-    assert torch.equal(seen[~measured], guesses[-1][~measured])
+    assert torch.equal(seen[~measured], guesses[-1][-1][~measured])
+
+
+def test_folds_share_the_lines_that_not_every_frame_has(toy: ModuleType) -> None:
+    solver = kp(toy, hidden=0.25, first_guess="zero")
+    measured, hidden = solver.frames.measured, solver.hidden
+    always = measured.any(-1).all(0)
+    assert 0 < int(always.sum()) < len(always)
+    assert hidden.shape == (4, *measured.shape)
+    assert int(hidden.sum(0).max()) == 1
+    assert torch.equal(hidden.any(0), measured & ~always[None, :, None])
+    each = hidden.any(-1).sum((1, 2))
+    assert int(each.max() - each.min()) <= 1
+    assert torch.equal(hidden.any(-1), hidden[:, :, :, measured.any(0).any(0)].all(-1))
 
 
 def test_a_step_is_fitted_to_lines_that_the_unet_does_not_see(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    solver = kp(toy, hidden=0.5, batch_frames=6)
+    solver = kp(toy, hidden=0.5, batch_frames=6, first_guess="zero")
     given: list[torch.Tensor] = []
     aims: list[torch.Tensor] = []
     unet, drawn = solver.field.unet.forward, solver._drawn
@@ -150,27 +165,60 @@ def test_a_step_is_fitted_to_lines_that_the_unet_does_not_see(toy: ModuleType, m
     solver.update()
     (series,), (hidden,) = given, aims
     measured = solver.frames.measured
-    assert bool((hidden <= measured).all())
-    assert 0.25 < float(hidden.sum() / measured.sum()) < 0.75
-    assert torch.equal(hidden.any(2), hidden.all(2))
+    assert any(torch.equal(hidden, fold) for fold in solver.hidden)
     assert bool((series[hidden[:, None].expand_as(series)] == 0).all())
     assert bool((series[(measured & ~hidden)[:, None].expand_as(series)] != 0).all())
 
 
-def test_a_line_is_guessed_without_its_own_samples(toy: ModuleType) -> None:
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_a_line_is_guessed_without_its_own_samples(refreshed: bool, toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hidden_lines, "SELECTED_LOW_RANK", (0.01,))
+    monkeypatch.setattr(hidden_lines, "SELECTED_SPARSE", (0.01,))
+    shape = (16, 14)
+    problem, _ = toy.toy_cartesian(n_frames=6, shape=shape, coils=2)
+    problem = problem.replace(sensitivities=toy.toy_maps(2, shape))
+    before = started("kp_inr", problem)
+    assert isinstance(before, KpInr)
+    fold, frame, line = torch.nonzero(before.hidden.any(-1))[0].tolist()
+    lines = problem.trajectory[:, 0, 1].round().to(torch.int64) + shape[0] // 2
+    (readout,) = [r for r in problem.frames[frame].tolist() if lines[r] == line]
+    samples = problem.samples.clone()
+    samples[:, readout] *= 0.5
+    after = started("kp_inr", problem.replace(samples=samples))
+    assert isinstance(after, KpInr)
+    after.envelope, after.scale = before.envelope, before.scale
+    made = []
+    for solver in (before, after):
+        guess = hidden_lines.low_rank_sparse_guesses(solver.problem, solver.frames, folded(solver), solver.hidden, 0)
+        solver.first = solver.guess = guess / (solver.scale * solver.envelope)
+        solver.targets = solver.frames.samples / solver.scale
+        if refreshed:
+            solver._refresh()
+        made.append(solver.guess)
+    torch.testing.assert_close(made[0][fold], made[1][fold])
+    assert all(not torch.allclose(made[0][other], made[1][other]) for other in range(len(made[0])) if other != fold)
+
+
+def test_the_first_guess_takes_part_in_the_mean(toy: ModuleType) -> None:
     solver = kp(toy)
-    frame, line = 2, int(torch.nonzero(solver.frames.measured[2].all(1))[0])
-    state = solver.generator.get_state()
-    guesses = []
-    for factor in (1, 3):
-        solver.generator.set_state(state)
-        solver.guess.zero_()
-        solver.targets[frame, :, line] *= factor
-        solver._refresh()
-        guesses.append(solver.guess)
-        solver.guess = torch.zeros_like(solver.guess)
-    assert torch.equal(guesses[0][frame, :, line], guesses[1][frame, :, line])
-    assert not torch.equal(guesses[0], guesses[1])
+    assert solver.first is not None
+    with torch.no_grad():
+        together = solver._predict()
+        first, solver.first = solver.first, None
+        torch.testing.assert_close(together, (2 * solver._predict() + first[-1]) / 3)
+
+
+def folded(solver: KpInr) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(solver.seed + 1)
+    return hidden_lines.folds(solver.problem, solver.frames, len(solver.hidden), generator)
+
+
+def test_what_every_frame_has_is_not_hidden(toy: ModuleType) -> None:
+    problem, _ = toy.toy_cartesian(n_frames=3, shape=(12, 14), coils=2, acceleration=1)
+    solver = started("kp_inr", problem.replace(sensitivities=toy.toy_maps(2, (12, 14))))
+    assert isinstance(solver, KpInr)
+    assert len(solver.hidden) == 0
+    assert len(solver.guess) == 1
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -16,7 +16,15 @@ from recon_core.operators.nufft import Nufft
 from recon_core.problem import KSpaceProblem
 from recon_core.solvers.nik import SELECTED_BANDWIDTHS, Nik, NikSettings
 
-SMALL: dict[str, Any] = {"steps": 6, "features": 20, "width": 12, "depth": 2, "temporal_bandwidth": 0.02, "batch_frames": 4}
+SMALL: dict[str, Any] = {
+    "steps": 6,
+    "features": 20,
+    "temporal_features": 6,
+    "width": 12,
+    "depth": 2,
+    "temporal_bandwidth": 0.02,
+    "batch_frames": 4,
+}
 
 
 def solver(problem: KSpaceProblem, **changes: Any) -> Nik:
@@ -46,7 +54,7 @@ def test_cost_is_the_hdr_loss_of_scaled_samples(scan: KSpaceProblem) -> None:
     made = solver(scan, hdr_epsilon=0.3)
     measured = torch.cat([scan.samples[:, scan.frames[t]].flatten(1) for t in (1, 5)], dim=1)
     measured = measured / scan.samples.abs().max()
-    predicted = made.field(torch.cat([made.coordinates[1], made.coordinates[5]]))
+    predicted = made.field(torch.cat([made.coordinates[1], made.coordinates[5]])) * torch.cat([made.envelopes[1], made.envelopes[5]])
     expected = float(high_dynamic_range(predicted - measured, predicted, 0.3).detach())
     assert made._backward([1, 5]) == pytest.approx(expected, rel=1e-4)
 
@@ -60,7 +68,7 @@ def test_images_are_the_coil_combined_inverse_transform(scan: KSpaceProblem) -> 
 
     class Known(torch.nn.Module):
         def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
-            return Nufft(coordinates[:, :2].contiguous(), (22, 18), "nudft").forward(coils)
+            return Nufft(coordinates[:, :2].contiguous(), (22, 18), "nudft").forward(coils) / made._envelope(coordinates)
 
     made.field = Known()
     image = made.images().images[3] * made.frames.peak**-1
@@ -84,9 +92,26 @@ def test_first_sine_layer_and_its_start() -> None:
 
 
 def test_field_gives_all_coils() -> None:
-    made = KSpaceField((0.2, 0.2, 0.1), 16, 10, 2, 10.0, coils=3, seed=1)
+    made = KSpaceField((0.2, 0.2), 0.1, (16, 4), 10, 2, 10.0, coils=3, seed=1)
     signal = made(torch.randn(7, 3))
     assert (signal.dtype, signal.shape) == (torch.complex64, (3, 7))
+    # Without features of t that change, nothing moves.
+    still = KSpaceField((0.2, 0.2), 0.0, (16, 4), 10, 2, 10.0, coils=3, seed=1)
+    k = torch.randn(7, 2)
+    early, late = (still(torch.cat([k, torch.full((7, 1), t)], dim=1)) for t in (0.0, 9.0))
+    assert torch.equal(early, late)
+
+
+def test_the_envelope_is_the_mean_magnitude_on_a_ring(scan: KSpaceProblem) -> None:
+    """Samples whose magnitude depends on the distance alone are of order one after division, but within a ring of the centre."""
+    radius = scan.trajectory.norm(dim=-1)
+    fall = torch.exp(-radius / 6)
+    turns = torch.exp(2j * torch.pi * torch.rand(scan.samples.shape, generator=torch.Generator().manual_seed(3)))
+    made = solver(scan.replace(samples=(fall * turns).to(torch.complex64)))
+    for points, envelope, target in zip(made.coordinates, made.envelopes, made.frames.targets, strict=True):
+        away = points[:, :2].norm(dim=1) > 2
+        ratio = target.abs() / made.frames.peak / envelope
+        assert float((ratio[:, away] - 1).abs().max()) < 0.15
 
 
 def test_cartesian_and_3d_scans_are_refused(scan: KSpaceProblem) -> None:

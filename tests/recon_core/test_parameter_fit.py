@@ -9,7 +9,7 @@ import torch
 
 from recon_core.calibration.signal_subspace import signal_subspace
 from recon_core.errors import DataError
-from recon_core.parameter_fit import fit_maps, fit_parameters, object_mask
+from recon_core.parameter_fit import fit_maps, fit_parameters, from_fitted, object_mask, signal_and_derivatives, to_fitted
 from recon_core.signal_models import Protocol, draw_tissues, signal_model
 
 PROTOCOLS = {
@@ -71,3 +71,24 @@ def test_what_cannot_be_fitted_is_refused():
         fit_parameters(model, torch.ones(3, 5, dtype=torch.complex64))
     with pytest.raises(DataError, match="NaN"):
         fit_parameters(model, torch.full((4, 5), torch.nan, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_derivatives_are_those_of_the_projected_signal(name):
+    """Sums taken once and shared against forward-mode differentiation of the whole."""
+    model = signal_model(PROTOCOLS[name])
+    basis = signal_subspace(PROTOCOLS[name], 6).basis
+    values = draw_tissues(model.parameters, 40, 30.0, 3)
+    fitted = torch.stack([to_fitted(p, values[p.name].float()) for p in model.parameters])
+
+    def signal(point):
+        return model.project(from_fitted(model, point), basis)
+
+    found, derivatives = signal_and_derivatives(model, fitted, basis)
+    torch.testing.assert_close(found, signal(fitted))
+    for number in range(len(fitted)):
+        tangent = torch.zeros_like(fitted)
+        tangent[number] = 1
+        expected = torch.func.jvp(signal, (fitted,), (tangent,))[1]
+        assert float(expected.abs().max()) > 0
+        torch.testing.assert_close(derivatives[number], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))

@@ -22,6 +22,7 @@ from recon_core.reconstruct import ReconstructionSettings, reconstruct
 from recon_core.solvers import registry
 from recon_core.solvers.base import Solver
 from recon_core.solvers.field_blocks import FieldBlocks
+from recon_core.solvers.lorein import Lorein, LoreinSettings
 from recon_core.solvers.lrt import SELECTED_STRENGTHS
 from recon_core.solvers.quantitative import QuantitativeSolver
 
@@ -109,10 +110,16 @@ def test_held_out_readouts_choose_the_strength(scan):
     assert result.report["settings"]["strength"] == min(tried, key=tried.__getitem__)
     assert result.series.images.shape[0] == 2
     assert {m.name for m in result.series.maps} >= {"T1", "T2star", "PD"}
-    with pytest.raises(DataError, match="for a dynamic scan"):
-        reconstruct(whitened_problem(scan), ReconstructionSettings(solver="gridding", device="cpu"))
     with pytest.raises(DataError, match="for a multi-contrast protocol"):
         reconstruct(whitened_problem(scan).replace(protocol=None), ReconstructionSettings(solver="lrt", device="cpu"))
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_a_protocol_is_refused_by_methods_of_dynamic_scans(name, scan):
+    """The order of contrasts is no time: neither latents nor smoothness along time mean anything there."""
+    words = f"{name} is for a dynamic scan" if 3 in registry.solver_class(name).dims else f"{name} handles"
+    with pytest.raises(DataError, match=words):
+        reconstruct(whitened_problem(scan), ReconstructionSettings(solver=name, device="cpu"))
 
 
 @pytest.mark.parametrize("name", ["summit", "lorein"])
@@ -201,3 +208,20 @@ def simulate_protocol():
     protocol = paper_protocol("set1", 4)
     assert math.isclose(protocol.echo_times[-1], 29.6e-3)
     return protocol
+
+
+def test_the_maps_weight_goes_up_while_that_helps_else_down() -> None:
+    def after(best: float, *tried: float) -> list[float | None]:
+        found = Lorein.refinements(LoreinSettings(strength=best), LoreinSettings(), [LoreinSettings(strength=value) for value in tried])
+        return [settings.strength for settings in found]
+
+    assert [c.strength for c in Lorein.candidates(LoreinSettings(), None)] == [3.0]  # type: ignore[arg-type]
+    assert after(3.0, 3.0) == [10.0]
+    assert after(10.0, 3.0, 10.0) == [30.0]
+    assert after(3.0, 3.0, 10.0) == [1.0]
+    assert after(3.0, 3.0, 10.0, 1.0) == []
+    assert after(1.0, 3.0, 10.0, 1.0) == [0.3]
+    assert after(1000.0, 300.0, 1000.0) == []
+    given = LoreinSettings(strength=5.0)
+    assert Lorein.candidates(given, None) == [given]  # type: ignore[arg-type]
+    assert Lorein.refinements(given, given, [given]) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +19,7 @@ from recon_core.calibration.holdout import held_out_readouts
 from recon_core.errors import DataError, MissingPartError, SettingError
 from recon_core.operators.nufft import Nufft
 from recon_core.problem import ImageSeries, KSpaceProblem
-from recon_core.reconstruct import HeldOut, ReconstructionSettings, reconstruct, resolve_device
+from recon_core.reconstruct import HeldOut, ReconstructionSettings, _Fit, preferred, reconstruct, resolve_device
 from recon_core.solvers import registry
 from recon_core.solvers.base import NoSettings, Solver
 
@@ -69,6 +70,14 @@ def test_selection_keeps_the_candidate_that_predicts_best(toy: ModuleType) -> No
     assert [t["settings"]["damping"] for t in report["tried"]] == [1.0, 0.1, 0.01]
     assert report["settings"]["damping"] == report["tried"][errors.index(min(errors))]["settings"]["damping"]
     assert report["steps"] == 12
+
+
+def test_a_later_candidate_has_to_be_better_by_the_solvers_evidence(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, _ = scan(toy)
+    chosen = reconstruct(problem, settings("cg_sense")).report["settings"]["damping"]
+    assert chosen < 1.0
+    monkeypatch.setattr(registry.solver_class("cg_sense"), "evidence", 0.999)
+    assert reconstruct(problem, settings("cg_sense")).report["settings"]["damping"] == 1.0
 
 
 def test_noise_moves_the_choice_towards_damping(toy: ModuleType) -> None:
@@ -304,3 +313,23 @@ def test_progress_is_told_at_every_tenth() -> None:
     broken.breaks_at = 7
     with pytest.raises(DataError, match="cost nan at step 7"):
         module.run(broken)
+
+
+def method(regularisation: Callable[[int], int | None]) -> type[Solver[Any]]:
+    return type("Method", (), {"evidence": 0.0, "regularisation": staticmethod(regularisation)})
+
+
+def test_what_held_out_readouts_do_not_tell_apart_is_regularised_most():
+    """Frame by frame, so that what all settings miss alike does not count as uncertainty."""
+    shared = torch.tensor([5.0, 0.1, 2.0, 9.0], dtype=torch.float64)
+
+    def fit(settings: int, *more: float) -> _Fit:
+        return _Fit(settings, 1, shared + torch.tensor(more, dtype=torch.float64))
+
+    best, unsure, worse = fit(0, 0, 0, 0, 0), fit(1, 0.3, -0.2, 0.3, -0.2), fit(2, 0.3, 0.2, 0.3, 0.2)
+    # Differences of 0.2 with a standard error of 0.58, of 1.0 with one of 0.12.
+    assert preferred([best, unsure, worse], method(lambda settings: settings)) is unsure
+    assert preferred([best, unsure, worse], method(lambda settings: -settings)) is best
+    assert preferred([worse, unsure, best], method(lambda settings: None)) is best
+    single = [_Fit(n, 1, torch.tensor([1.0 + n], dtype=torch.float64)) for n in range(2)]
+    assert preferred(single, method(lambda settings: settings)) is single[0]

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +17,9 @@ from recon_core import slices as module
 from recon_core.calibration.temporal_basis import low_resolution_series, temporal_basis
 from recon_core.errors import DataError
 from recon_core.reconstruct import ReconstructionSettings, reconstruct
-from recon_core.slices import in_turn, reconstruct_slices, slice_parts
+from recon_core.slices import reconstruct_slices, side_by_side, slice_parts
 from recon_core.solvers.grasp_pro import GraspPro
+from recon_core.threads import at_most_threads
 
 SETTINGS = {"rank": 4, "steps": 10, "basis_width": 12, "basis_steps": 8, "strength": 1e-4}
 
@@ -65,7 +72,8 @@ def test_settings_are_chosen_once_on_the_brightest_slice(stack, monkeypatch):
 def test_a_method_without_a_temporal_basis_runs_slice_by_slice(stack):
     settings = ReconstructionSettings(solver="cg_sense", coils=3, holdout=0.0)
     result = reconstruct_slices(stack, settings, {"steps": 4, "damping": 0.1})
-    alone = reconstruct(stack[2], settings, {"steps": 4, "damping": 0.1}).series.images
+    with at_most_threads(1):
+        alone = reconstruct(stack[2], settings, {"steps": 4, "damping": 0.1}).series.images
     torch.testing.assert_close(result.series.images[:, 2], alone)
     assert result.series.latents is None
 
@@ -91,13 +99,85 @@ def test_parts_need_nothing_but_themselves(stack):
     assert torch.equal(result.series.images, expected)
 
 
-def test_work_in_turn_tells_its_lines():
+@pytest.fixture
+def threads():
+    """Sets how many threads torch takes, for the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+FITS = """
+import pathlib, pickle, sys
+from recon_core.reconstruct import ReconstructionSettings
+from recon_core.slices import reconstruct_slices
+
+stack, fits = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
+images = []
+for solver, asked in fits:
+    settings = ReconstructionSettings(solver=solver, coils=3, holdout=0.0, device="cpu")
+    images.append(reconstruct_slices(stack, settings, asked).series.images)
+pathlib.Path(sys.argv[2]).write_bytes(pickle.dumps(images))
+"""
+
+
+def test_images_do_not_depend_on_the_number_of_cores(stack, tmp_path):
+    """To the last bit, with slices one after another and side by side; networks too start from their seed alone."""
+    (tmp_path / "stack").write_bytes(pickle.dumps((stack, [("grasp_pro", SETTINGS), ("hash_inr", {"steps": 3})])))
+    images = []
+    for count in ("1", "3"):
+        # In processes of their own, as the number is a process's from its start.
+        environment = {**os.environ, "OMP_NUM_THREADS": count}
+        subprocess.run([sys.executable, "-c", FITS, tmp_path / "stack", tmp_path / count], env=environment, check=True, timeout=120)
+        images.append(pickle.loads((tmp_path / count).read_bytes()))
+    for one, three in zip(*images, strict=True):
+        assert one.isfinite().all()
+        assert one.abs().max() > 0
+        assert torch.equal(one, three)
+
+
+CPU = ReconstructionSettings(device="cpu")
+
+
+def test_work_side_by_side_tells_its_lines_here(threads):
+    threads(2)
+    meet = threading.Barrier(2, timeout=20)
+
+    def part(number: int, report):
+        meet.wait()
+        report(f"part {number} in {threading.current_thread().name}")
+        return number
+
     def parts():
         (one,) = yield [lambda report: report("first") or 1]
-        return one + sum((yield [lambda report: 2, lambda report: 3]))
+        return one + sum((yield [partial(part, 2), partial(part, 3)]))
 
-    told: list[str] = []
-    assert (in_turn(parts(), told.append), told) == (6, ["first"])
+    told = []
+    result = side_by_side(parts(), CPU, lambda line: told.append((threading.current_thread(), line)))
+    assert result == 6
+    assert told[0][1] == "first"
+    assert {line.split(" in ")[0] for _, line in told[1:]} == {"part 2", "part 3"}
+    assert all("slice" in line for _, line in told[1:])
+    assert {thread for thread, _ in told} == {threading.current_thread()}
+
+
+def test_an_error_ends_the_work(threads):
+    """And what has not begun then never begins."""
+    threads(2)
+    begun = []
+
+    def part(number: int, report):
+        begun.append(number)
+        if number == 0:
+            raise DataError("samples", "bad", "Mend them.")
+        time.sleep(0.1)
+
+    def parts():
+        yield [partial(part, number) for number in range(40)]
+
+    with pytest.raises(DataError, match="bad"):
+        side_by_side(parts(), CPU)
+    assert len(begun) < 40
 
 
 def test_no_slices():

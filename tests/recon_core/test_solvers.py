@@ -35,7 +35,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "temporal_bandwidth": 0.02,
     },
     "td_dip": {"steps": 12, "mapped": 12, "channels": 6, "turns": 0.8},
-    "nik": {"steps": 12, "batch_frames": 4, "features": 24, "width": 16, "depth": 2, "temporal_bandwidth": 0.02},
+    "nik": {"steps": 60, "batch_frames": 4, "features": 24, "width": 16, "depth": 2, "temporal_bandwidth": 0.02},
     "kt_grappa": {"ridge": 1e-3, "frames": 2},
     "p_inr": {"steps": 12, "points": 256, "spatial_features": 24, "temporal_features": 8, "width": 12, "depth": 3},
     "kp_inr": {

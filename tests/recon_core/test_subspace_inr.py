@@ -230,46 +230,48 @@ def test_threshold_and_share_are_chosen_on_held_out_readouts(toy: ModuleType) ->
     tried = [t["settings"] for t in report["tried"]]
     assert [t["strength"] for t in tried[:2]] == [STRENGTHS[1], STRENGTHS[0]]
     assert [t["field"] for t in tried] == [0.0] * (len(tried) - 1) + [FIELD_SHARES[1]]
-    assert {t["noisy"] for t in tried} == ({False} if report["settings"]["strength"] == STRENGTHS[0] else {False, True})
+    limited = report["settings"]["strength"] != STRENGTHS[0]
+    assert any(t["smooth"] for t in tried) == any(t["even"] for t in tried) == limited
     best = min(report["tried"], key=lambda t: t["held_out_error"])
-    assert report["settings"]["noisy"] == best["settings"]["noisy"]
-    assert report["settings"]["strength"] == best["settings"]["strength"]
-    assert report["settings"]["field"] == best["settings"]["field"]
+    chosen, least = (SubspaceInr.regularisation(SubspaceInrSettings(**settings)) for settings in (report["settings"], best["settings"]))
+    assert report["settings"] in tried
+    assert chosen >= least
     assert held_out_readouts(problem, 0.1, 0).any()
 
 
 def test_thresholds_are_raised_as_long_as_that_helps() -> None:
-    """And again after the settings for noisy data, if these are better; the field comes last."""
+    """And again after the settings for bad data, if these are better; the field comes last."""
     asked = SubspaceInrSettings()
     tried = SubspaceInr.candidates(asked, None)
 
-    def next_after(best: SubspaceInrSettings) -> list[tuple[float | None, bool | None, float | None]]:
+    def next_after(best: SubspaceInrSettings) -> list[tuple[float | None, bool | None, bool | None, float | None]]:
         found = SubspaceInr.refinements(best, asked, tried)
         tried.extend(found)
-        return [(f.strength, f.noisy, f.field) for f in found]
+        return [(f.strength, f.smooth, f.even, f.field) for f in found]
 
     plain = tried[0]
-    assert [(t.strength, t.noisy, t.field) for t in tried] == [(0.02, False, 0.0), (0.011, False, 0.0)]
-    assert next_after(plain) == [(0.035, False, 0.0)]
-    assert next_after(plain) == [(0.02, True, 0.0)]
-    noisy = dataclasses.replace(plain, noisy=True)
-    assert next_after(noisy) == [(0.035, True, 0.0)]
-    assert next_after(noisy) == [(0.02, True, 0.35)]
-    assert next_after(noisy) == []
+    assert [(t.strength, t.smooth, t.even, t.field) for t in tried] == [(0.02, False, False, 0.0), (0.011, False, False, 0.0)]
+    assert next_after(plain) == [(0.035, False, False, 0.0)]
+    assert next_after(plain) == [(0.02, True, False, 0.0)]
+    smooth = dataclasses.replace(plain, smooth=True)
+    assert next_after(smooth) == [(0.035, True, False, 0.0)]
+    assert next_after(smooth) == [(0.02, True, True, 0.0)]
+    assert next_after(smooth) == [(0.02, True, False, 0.35)]
+    assert next_after(smooth) == []
     tried = SubspaceInr.candidates(asked, None)
-    assert next_after(tried[1]) == [(0.011, False, 0.35)]
+    assert next_after(tried[1]) == [(0.011, False, False, 0.35)]
 
 
 def test_what_is_set_is_not_refined() -> None:
-    asked = SubspaceInrSettings(strength=0.02, noisy=False, field=0.35)
+    asked = SubspaceInrSettings(strength=0.02, smooth=False, even=False, field=0.35)
     assert SubspaceInr.candidates(asked, None) == [asked]
     assert SubspaceInr.refinements(asked, asked, [asked]) == []
 
 
-def test_noisy_data_weigh_more_evenly_and_smooth_the_static_basis(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
+def test_bad_data_weigh_more_evenly_and_smooth_the_static_basis(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
     bare = dataclasses.replace(SMALL, field=0.0, steps=10)
     plain = fit(scan[0], bare)
-    noisy = SubspaceInr(dataclasses.replace(bare, noisy=True))
+    noisy = SubspaceInr(dataclasses.replace(bare, smooth=True, even=True))
     noisy.start_beside(plain)
     assert noisy.density_power == bare.density_power / 2
     assert noisy.normal is not plain.normal
