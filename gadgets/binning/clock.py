@@ -6,6 +6,9 @@ import dataclasses
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+
+_SPREAD = 1.3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,6 +54,13 @@ def readout_times(stamps: ArrayLike, tick: float, repetition_time: float | None 
 def _even_spacing(ticks: NDArray[np.float64], order: NDArray[np.float64]) -> float | None:
     """Ticks a readout if evenly spaced readouts, their times rounded to ticks, could have given these stamps; else None."""
     slope = float(np.polyfit(order, ticks, 1)[0])
-    residual = ticks - slope * order
-    # Truncation to whole ticks leaves one tick around the true line, up to 0.3 more around the fitted one.
-    return slope if slope > 0 and np.ptp(residual) <= 1.3 else None
+
+    def spread(value: float) -> float:
+        return float(np.ptp(ticks - value * order))
+
+    if spread(slope) > _SPREAD:
+        # A single late tick at an end turns the least-squares line more than the one about which stamps spread least.
+        reach = 3 / order[-1]
+        slope = float(minimize_scalar(spread, bounds=(slope - reach, slope + reach), method="bounded", options={"xatol": 1e-3 * reach}).x)
+    # Truncation to whole ticks leaves one tick around the true line; the rest is for the fitted one.
+    return slope if slope > 0 and spread(slope) <= _SPREAD else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gadgets.binning.by_count import by_count, frame_times
@@ -77,6 +77,7 @@ def test_time_of_a_frame_is_the_mean_of_its_readouts():
     assert frame_times(frames, np.array([0.0, 1.0, 4.0, 5.0, 9.0])) == pytest.approx([0.5, 6.0])
 
 
+@example(n=53, spacing=1.01953125, start=0, phase=0.984375)
 @given(
     n=st.integers(2, 300),
     spacing=st.floats(0.05, 60.0),
