@@ -20,7 +20,7 @@ from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames
 from recon_core.solvers.subspace import SubspaceSettings, SubspaceSolver
 
-STRENGTHS = (0.011, 0.02, 0.035, 0.06)
+STRENGTHS = (0.011, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3)
 FIELD_SHARES = (0.0, 0.35)
 # Where noise or faults of the measurement limit: a smoother static basis, and weights nearer to maximum likelihood.
 _SMOOTH_STATIC, _EVEN_POWER = 20.0, 0.5
