@@ -49,7 +49,7 @@ class SubspaceInrSettings(SubspaceSettings):
     smooth: bool | None = option(None, "20 times the static_strength, where noise or faults of the data limit; auto: held-out")
     even: bool | None = option(None, "half the density_power, so that samples weigh more evenly, where noise limits; auto: held-out")
     field: float | None = option(None, "share of the motion field in the images; auto: held-out", low=0.0, high=1.0)
-    field_steps: int = option(160, "Adam steps of the motion field", low=1, high=100_000)
+    field_steps: int = option(120, "Adam steps of the motion field", low=1, high=100_000)
     field_batch: int = option(8, "frames in one of these steps", low=1, high=100_000)
     canonical: int = option(4, "canonical images L of the motion field", low=1, high=32)
     courses: int = option(6, "courses of motion J", low=1, high=64)
