@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from threadpoolctl import ThreadpoolController
@@ -16,3 +19,37 @@ def at_most_threads(count: int) -> Iterator[None]:
     torch.get_num_threads()
     with ThreadpoolController().limit(limits=count, user_api="openmp"):
         yield
+
+
+def share_out(work: Callable[[slice], None], count: int, device: torch.device) -> None:
+    """Do numbers 0 to ``count`` − 1 in as many parts at a time as the calling thread may use threads, each part on one core.
+
+    For work whose steps are small or, as a copy that turns rows into columns, run on one core only. On a GPU it is one part.
+
+    Args:
+        work: does the numbers of a slice; parts must not touch each other's results.
+        count: how many numbers.
+        device: where the tensors are.
+    """
+    threads = min(torch.get_num_threads(), count) if device.type == "cpu" else 1
+    if threads <= 1:
+        work(slice(0, count))
+        return
+    inference, gradient = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def part(number: int) -> None:
+        # Modes of autograd belong to a thread.
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradient):
+            work(slice(count * number // threads, count * (number + 1) // threads))
+
+    for future in [_helpers(threads).submit(part, number) for number in range(threads)]:
+        future.result()
+
+
+@functools.cache
+def _helpers(threads: int) -> ThreadPoolExecutor:
+    """Resident threads of one core each: to begin threads, and to limit them, takes longer than a part of work."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="share", initializer=lambda: at_most_threads(1).__enter__())
+
+
+os.register_at_fork(after_in_child=_helpers.cache_clear)

@@ -110,7 +110,9 @@ class RunningSums:
             weight = torch.tensor([self.forget ** (self._entered - 1 - e.number) for e in part], dtype=torch.float64)
             temporal = torch.stack([e.temporal for e in part], dim=1)
             weights = weight.to(temporal)
-            kernel = subspace_kernel(torch.stack([e.frame.spectrum for e in part]), temporal * weights.sqrt())
+            grid = [2 * n for n in self.sensitivities.shape[1:]]
+            spectra = torch.stack([e.frame.spectrum for e in part]).unflatten(1, grid)
+            kernel = subspace_kernel(spectra, temporal * weights.sqrt())
             adjoint = torch.stack([e.frame.adjoint for e in part])
             target = torch.tensordot((temporal * weights).to(adjoint.dtype), adjoint, dims=1)
             if self._kernel is None or self._target is None:

@@ -6,13 +6,15 @@ depend on the number of frames (Tamir et al., Magn Reson Med 2017;77:180).
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from recon_core.operators.nufft import DEFAULT_TOLERANCE, Nufft
+from recon_core.threads import share_out
 
 _SEPARABLE_POINTS = 4096
 """Up to so many points the exact matrix product costs less than a NUFFT onto the doubled grid."""
@@ -121,7 +123,9 @@ class ToeplitzNormal:
 class SubspaceNormal:
     """The quadratic data term of a series ``d_t = Σ_k V_kt U_k`` as an operator on the bases U.
 
-    G(V) is a K×K block of Toeplitz kernels ``Σ_t V_kt V_lt T_t``: an application costs 2·K·C FFTs whatever the number of frames.
+    G(V) is a K×K block of Toeplitz kernels ``Σ_t V_kt V_lt T_t``: an application costs 2·K·C transforms of the doubled grid whatever the
+    number of frames. Those are taken without a padded grid: along an axis of N pixels the even places of the doubled grid are the N-point
+    transform of the image, the odd ones that of the image times the ramp ``exp(−iπn/N)``.
 
     Args:
         spectra: float32 ``[frame, (2z,) 2y, 2x]``, the frames' point-spread spectra.
@@ -141,48 +145,99 @@ class SubspaceNormal:
     def __call__(self, bases: Tensor) -> Tensor:
         """Apply to bases ``[K, (z,) y, x]``."""
         total = torch.zeros_like(bases)
-        inside = (slice(None), *(slice(n) for n in bases.shape[1:]))
-        padded = bases.new_zeros((self.rank, *(2 * n for n in bases.shape[1:])))
-        dims = tuple(range(1, padded.ndim))
-        at_once = self._coils_at_once()
-        # Page faults of fresh memory cost as much as the transforms: one buffer holds spectra, then mixed spectra.
-        spectra = padded.new_empty((self.rank, min(at_once, len(self.sensitivities)), *padded.shape[1:]))
-        for coils in self.sensitivities.split(at_once):
-            for number, coil in enumerate(coils):
-                torch.mul(coil, bases, out=padded[inside])
-                spectra[:, number] = torch.fft.fftn(padded, dim=dims)
-            mix_(self.kernel, spectra[:, : len(coils)])
-            for number, coil in enumerate(coils):
-                total.addcmul_(coil.conj(), torch.fft.ifftn(spectra[:, number], dim=dims)[inside])
+        scale = 1 / math.prod(2 * n for n in bases.shape[1:])
+        ramps = [torch.exp(-1j * math.pi / n * torch.arange(n, device=bases.device)).to(bases.dtype) for n in bases.shape[1:]]
+        for coils in self.sensitivities.split(self._coils_at_once()):
+            spectra = bases.new_empty((self.rank, *coils.shape))
+            for number, odd in enumerate(itertools.product((False, True), repeat=self.dim - 1)):
+                modulated = coils
+                for axis, ramp in enumerate(ramps[:-1]):
+                    if odd[axis]:
+                        modulated = modulated * ramp.reshape(-1, *[1] * (self.dim - 1 - axis))
+                self._transform(modulated, bases, spectra)
+                self._convolve_lines(self.kernel[2 * number : 2 * number + 2], ramps[-1], spectra)
+                self._combine((modulated * scale).conj_physical(), spectra, total)
         return total
+
+    def _transform(self, coils: Tensor, bases: Tensor, spectra: Tensor) -> None:
+        """``spectra[k, coil]`` = transform of ``coil · U_k`` along all axes but the last."""
+
+        def work(part: slice) -> None:
+            for some in _pieces(part, coils):
+                spectra[some] = torch.fft.fftn(coils * bases[some, None], dim=tuple(range(2, 1 + self.dim)))
+
+        share_out(work, self.rank, bases.device)
+
+    def _combine(self, coils: Tensor, spectra: Tensor, total: Tensor) -> None:
+        """Add to ``total[k]`` the sum over coils of the inverse transforms, not scaled, times ``coils``."""
+
+        def work(part: slice) -> None:
+            for some in _pieces(part, coils):
+                images = torch.fft.ifftn(spectra[some], dim=tuple(range(2, 1 + self.dim)), norm="forward")
+                total[some] += images.mul_(coils).sum(1)
+
+        share_out(work, self.rank, total.device)
+
+    def _convolve_lines(self, kernel: Tensor, ramp: Tensor, spectra: Tensor) -> None:
+        """Transform lines along the last axis, mix with ``kernel`` [parity, point, K, K], transform back, in place."""
+        n = ramp.shape[0]
+        lines = spectra.reshape(-1, spectra[0, 0].numel() // n, n)
+        count = lines.shape[1]
+        at_once = max(1, _IN_CACHE // (lines.shape[0] * n)) if spectra.device.type == "cpu" else count
+
+        def work(part: slice) -> None:
+            for first in range(part.start, part.stop, at_once):
+                block = slice(first, min(first + at_once, part.stop))
+                _mix_lines(kernel[:, block.start * n : block.stop * n], ramp, lines[:, block])
+
+        share_out(work, count, spectra.device)
 
     def _coils_at_once(self) -> int:
         """Coils whose spectra of all bases stay within the memory set aside for them."""
-        return max(1, _MIXED_VALUES // (self.rank * self.kernel.shape[0]))
+        return max(1, _MIXED_VALUES // (self.rank * self.kernel.shape[1]))
 
 
 _MIXED_VALUES = 1 << 24
-_MIXED_AT_ONCE = 1024
+_IN_CACHE = 100_000
+"""Complex values that, with what they are turned into, stay in a core's cache."""
+
+
+def _pieces(part: slice, coils: Tensor) -> Iterator[slice]:
+    """Numbers of bases in ``part``, as many at a time as stay in cache with all coils; all of them on a GPU."""
+    at_once = max(1, _IN_CACHE // coils.numel()) if coils.device.type == "cpu" else part.stop
+    for first in range(part.start, part.stop, at_once):
+        yield slice(first, min(first + at_once, part.stop))
+
+
+def _mix_lines(kernel: Tensor, ramp: Tensor, lines: Tensor) -> None:
+    """Even and odd places of ``lines`` [basis and coil, line, x] through their kernels [parity, point, K, K]; the sum replaces them."""
+    points, rank = kernel.shape[1:3]
+    turned = lines.new_empty((points, lines.shape[0]))
+    mixed = torch.empty_like(turned)
+    result = lines
+    for parity in (0, 1):
+        spectra = torch.fft.fft(lines * ramp if parity else lines).reshape(-1, points)
+        # As float64 a copy that turns rows into columns is done in tiles.
+        turned.view(torch.float64).copy_(spectra.view(torch.float64).T)
+        real, out = (torch.view_as_real(t).view(points, rank, -1) for t in (turned, mixed))
+        torch.bmm(kernel[parity], real, out=out)
+        spectra.view(torch.float64).copy_(mixed.view(torch.float64).T)
+        back = torch.fft.ifft(spectra.view(lines.shape), norm="forward")
+        result = torch.addcmul(result, back, ramp.conj_physical(), out=lines) if parity else back
 
 
 def subspace_kernel(spectra: Tensor, temporal: Tensor) -> Tensor:
-    """``Σ_t V_kt V_lt spectra_t`` as float32 ``[point, K, K]`` over the flattened doubled grid."""
-    rank = temporal.shape[0]
-    products = (temporal[:, None] * temporal[None]).flatten(0, 1)
-    return (spectra.flatten(1).T @ products.T).reshape(-1, rank, rank)
+    """``Σ_t V_kt V_lt spectra_t``, even and odd places of the doubled grid apart.
 
+    Args:
+        spectra: float32 ``[frame, (2z,) 2y, 2x]``.
+        temporal: float32 ``[K, frame]``.
 
-def mix_(kernel: Tensor, spectra: Tensor) -> None:
-    """Replace spectra ``[l, coil, …]`` by ``Σ_l kernel[q, k, l] · spectra[l, coil, q]``: real kernel, complex spectra.
-
-    A K×K product a point; point blocks are turned over while they are in a CPU's cache.
+    Returns:
+        float32 ``[parity, point, K, K]``: parities in the order (even, even), (even, odd), … of (z,) y, x; points of the undoubled grid.
     """
-    rank, coils = spectra.shape[:2]
-    flat = spectra.flatten(2)
-    points = flat.shape[2]
-    block = _MIXED_AT_ONCE if spectra.device.type == "cpu" else points
-    for first in range(0, points, block):
-        part = flat[:, :, first : first + block]
-        columns = torch.view_as_real(part.permute(2, 0, 1).contiguous()).reshape(-1, rank, 2 * coils)
-        mixed = torch.bmm(kernel[first : first + block], columns)
-        part.copy_(torch.view_as_complex(mixed.reshape(-1, rank, coils, 2)).permute(1, 2, 0))
+    rank, dim = temporal.shape[0], spectra.ndim - 1
+    products = (temporal[:, None] * temporal[None]).flatten(0, 1)
+    apart = spectra.reshape(-1, *itertools.chain.from_iterable((n // 2, 2) for n in spectra.shape[1:]))
+    apart = apart.permute(*range(2, 2 * dim + 1, 2), *range(1, 2 * dim, 2), 0).reshape(-1, spectra.shape[0])
+    return (apart @ products.T).reshape(2**dim, -1, rank, rank)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from recon_core.operators import toeplitz
 from recon_core.operators.nufft import Nufft
 from recon_core.operators.toeplitz import (
     SubspaceNormal,
     ToeplitzNormal,
     dirichlet,
     ifft_crop,
-    mix_,
     pad_fft,
     point_spread_spectrum,
     subspace_kernel,
@@ -158,14 +158,30 @@ def test_subspace_with_the_identity_is_frame_wise() -> None:
     torch.testing.assert_close(SubspaceNormal(spectra, maps, torch.eye(3))(images), ToeplitzNormal(spectra, maps)(images))
 
 
-def test_kernel_and_mix_against_einsum() -> None:
-    spectra, temporal = torch.randn(4, 3, 5), torch.randn(2, 4)
+def test_kernel_holds_even_and_odd_places_apart() -> None:
+    spectra, temporal = torch.randn(4, 6, 10), torch.randn(2, 4)
     kernel = subspace_kernel(spectra, temporal)
-    torch.testing.assert_close(kernel, torch.einsum("kt,lt,tq->qkl", temporal, temporal, spectra.flatten(1)))
-    data = torch.randn(2, 3, 15, dtype=torch.complex64)
-    expected = torch.einsum("qkl,lcq->kcq", kernel.to(data.dtype), data)
-    mix_(kernel, data)
-    torch.testing.assert_close(data, expected)
+    for parity, (y, x) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        own = spectra[:, y::2, x::2].flatten(1)
+        torch.testing.assert_close(kernel[parity], torch.einsum("kt,lt,tq->qkl", temporal, temporal, own))
+
+
+@pytest.mark.parametrize("shape", [(9, 12), (3, 5, 4)])
+def test_images_do_not_depend_on_threads_nor_on_coils_at_a_time(shape, monkeypatch) -> None:
+    spectra, maps, temporal = torch.rand(6, *(2 * n for n in shape)), maps_of(5, shape), torch.randn(4, 6)
+    normal, bases = SubspaceNormal(spectra, maps, temporal), torch.randn(4, *shape, dtype=torch.complex64)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                results.append(normal(bases).clone())
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], result) for result in results)
+    monkeypatch.setattr(toeplitz, "_MIXED_VALUES", 4 * 2 * math.prod(shape))
+    torch.testing.assert_close(normal(bases), results[0].clone())
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (3, 4, 5)])
