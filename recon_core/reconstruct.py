@@ -224,7 +224,7 @@ def _select(
         for candidate in among:
             fit(candidate, among)
         among = cls.refinements(preferred(fits, cls).settings, asked, [other.settings for other in fits])
-    return preferred(fits, cls), tried
+    return preferred([fit for fit in fits if cls.admissible(fit.settings, asked)], cls), tried
 
 
 def _differences(candidate: Any, candidates: list[Any]) -> str:
@@ -271,7 +271,7 @@ def choose(
     """
     candidates = cls.candidates(asked, problem)
     if settings.holdout == 0 or not (len(candidates) > 1 or cls.check_every > 0 or cls.refinements(candidates[0], asked, candidates)):
-        return Chosen(candidates[len(candidates) // 2])
+        return Chosen(cls.unguided(asked, problem))
     choice, tried = _select(cls, asked, candidates, problem, settings, engine, progress)
     limit = choice.step if cls.check_every else None
     told = _differences(choice.settings, [t["settings"] for t in tried]) + (f", {limit} steps" if limit else "")

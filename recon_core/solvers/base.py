@@ -113,6 +113,12 @@ class Solver(abc.ABC, Generic[S]):
         return [settings]
 
     @classmethod
+    def unguided(cls, settings: Any, problem: KSpaceProblem) -> Any:
+        """Settings where no readouts are held out to choose them: the middle candidate."""
+        candidates = cls.candidates(settings, problem)
+        return candidates[len(candidates) // 2]
+
+    @classmethod
     def refinements(cls, settings: Any, asked: Any, tried: Sequence[Any]) -> list[Any]:
         """Settings to try once the best of the candidates is known, and again once these are; none: the best stands.
 
@@ -130,6 +136,11 @@ class Solver(abc.ABC, Generic[S]):
         Of settings between which held-out readouts do not decide, the most regularised are chosen.
         """
         return None
+
+    @classmethod
+    def admissible(cls, settings: Any, asked: Any) -> bool:
+        """Whether the choice may fall on these settings; others are tried only on the way."""
+        return True
 
     def objective(self) -> float | None:
         """The cost of the last step, for logs, where the method has one."""

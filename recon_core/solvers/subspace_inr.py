@@ -21,7 +21,7 @@ from recon_core.solvers.base import Solver, interpolate_frames
 from recon_core.solvers.subspace import SubspaceSettings, SubspaceSolver
 
 STRENGTHS = (0.011, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3)
-FIELD_SHARES = (0.0, 0.35)
+FIELD_SHARES = (0.1, 0.35)
 # Where noise or faults of the measurement limit: a smoother static basis, and weights nearer to maximum likelihood.
 _SMOOTH_STATIC, _EVEN_POWER = 20.0, 0.5
 _DUAL_STEPS = 3
@@ -48,7 +48,7 @@ class SubspaceInrSettings(SubspaceSettings):
     weak_power: float = option(0.2, "a weak basis is scaled by its singular value over the second one to this power", low=0.0, high=1.0)
     smooth: bool | None = option(None, "20 times the static_strength, where noise or faults of the data limit; auto: held-out")
     even: bool | None = option(None, "half the density_power, so that samples weigh more evenly, where noise limits; auto: held-out")
-    field: float | None = option(None, "share of the motion field in the images; auto: held-out", low=0.0, high=1.0)
+    field: float | None = option(None, "share of the motion field in the images; auto: held-out, 0.1 or 0.35", low=0.0, high=1.0)
     field_steps: int = option(120, "Adam steps of the motion field", low=1, high=100_000)
     field_batch: int = option(8, "frames in one of these steps", low=1, high=100_000)
     canonical: int = option(4, "canonical images L of the motion field", low=1, high=32)
@@ -70,6 +70,10 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
     Settings = SubspaceInrSettings
     check_every = 0
     field: MotionField | None = None
+    cost: float | None
+    peak: float
+    courses: Tensor
+    contrast: Tensor
 
     @property
     def total_steps(self) -> int:
@@ -96,8 +100,14 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         return [dataclasses.replace(plain, strength=value) for value in STRENGTHS[1::-1]]
 
     @classmethod
+    def unguided(cls, settings: SubspaceInrSettings, problem: KSpaceProblem) -> Any:
+        """See :class:`Solver`; the larger share of the field."""
+        field = FIELD_SHARES[-1] if settings.field is None else settings.field
+        return dataclasses.replace(super().unguided(settings, problem), field=field)
+
+    @classmethod
     def refinements(cls, settings: SubspaceInrSettings, asked: SubspaceInrSettings, tried: Sequence[Any]) -> list[Any]:
-        """Higher thresholds as long as they help, then settings for bad data, then the other share of the field, unless these are set."""
+        """Higher thresholds as long as they help, then settings for bad data, then the shares of the field, unless these are set."""
         stronger = [value for value in STRENGTHS if value > (settings.strength or 0.0)][:1]
         known_levels = {(other.strength, other.smooth, other.even) for other in tried}
         if asked.strength is None and stronger and (stronger[0], settings.smooth, settings.even) not in known_levels:
@@ -107,8 +117,13 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         for name in ("smooth", "even"):
             if limited and getattr(asked, name) is None and not any(getattr(other, name) for other in tried):
                 return [dataclasses.replace(settings, **{name: True})]
-        known = {FIELD_SHARES[-1] if other.field is None else other.field for other in tried}
+        known = {other.field for other in tried}
         return [dataclasses.replace(settings, field=value) for value in FIELD_SHARES if asked.field is None and value not in known]
+
+    @classmethod
+    def admissible(cls, settings: SubspaceInrSettings, asked: SubspaceInrSettings) -> bool:
+        """See :class:`Solver`; thresholds are chosen without the field, which does not change their order and takes longer."""
+        return asked.field is not None or settings.field != 0
 
     @classmethod
     def regularisation(cls, settings: SubspaceInrSettings) -> tuple[bool, bool, float]:
@@ -127,7 +142,7 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         self.aligned = self.target * self.phase.conj()
 
     def start_beside(self, other: Solver[SubspaceInrSettings]) -> None:
-        """See :class:`SubspaceSolver`; a fit that differs in the field only goes on from the other's bases."""
+        """See :class:`SubspaceSolver`; a fit that differs in the field's share only goes on from the other's bases, and has its field."""
         super().start_beside(other)
         assert isinstance(other, SubspaceInr)
         if self.normal is other.normal:
@@ -136,6 +151,9 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         if other.step >= other.settings.steps and dataclasses.replace(other.settings, field=self.settings.field) == self.settings:
             self.bases = other.bases
             self.step = self.settings.steps
+            if other.field is not None and other.step == other.total_steps and self.share > 0:
+                self.field, self.peak, self.courses, self.contrast = other.field, other.peak, other.courses, other.contrast
+                self.cost, self.step = other.cost, self.total_steps
 
     def _restart(self) -> None:
         self.warm = bool(self.bases.any())
@@ -147,7 +165,7 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         self.last: tuple[Tensor, Tensor] | None = None
         self.image_of_x = torch.zeros_like(self.target)
         self.field = None
-        self.cost: float | None = None
+        self.cost = None
 
     def use_basis(self, temporal: Tensor, singular: Tensor) -> None:
         """See :class:`SubspaceSolver`; weak components are scaled down."""

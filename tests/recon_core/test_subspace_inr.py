@@ -229,10 +229,11 @@ def test_threshold_and_share_are_chosen_on_held_out_readouts(toy: ModuleType) ->
     report = reconstruct(problem, ReconstructionSettings(solver="subspace_inr", coils=3, device="cpu", holdout=0.1), own).report
     tried = [t["settings"] for t in report["tried"]]
     assert [t["strength"] for t in tried[:2]] == [STRENGTHS[1], STRENGTHS[0]]
-    assert [t["field"] for t in tried] == [0.0] * (len(tried) - 1) + [FIELD_SHARES[1]]
+    assert [t["field"] for t in tried] == [0.0] * (len(tried) - 2) + [*FIELD_SHARES]
     limited = report["settings"]["strength"] != STRENGTHS[0]
     assert any(t["smooth"] for t in tried) == any(t["even"] for t in tried) == limited
-    best = min(report["tried"], key=lambda t: t["held_out_error"])
+    with_field = [t for t in report["tried"] if t["settings"]["field"] > 0]
+    best = min(with_field, key=lambda t: t["held_out_error"])
     chosen, least = (SubspaceInr.regularisation(SubspaceInrSettings(**settings)) for settings in (report["settings"], best["settings"]))
     assert report["settings"] in tried
     assert chosen >= least
@@ -256,10 +257,27 @@ def test_thresholds_are_raised_as_long_as_that_helps() -> None:
     smooth = dataclasses.replace(plain, smooth=True)
     assert next_after(smooth) == [(0.035, True, False, 0.0)]
     assert next_after(smooth) == [(0.02, True, True, 0.0)]
-    assert next_after(smooth) == [(0.02, True, False, 0.35)]
+    assert next_after(smooth) == [(0.02, True, False, 0.1), (0.02, True, False, 0.35)]
     assert next_after(smooth) == []
     tried = SubspaceInr.candidates(asked, None)
-    assert next_after(tried[1]) == [(0.011, False, False, 0.35)]
+    assert next_after(tried[1]) == [(0.011, False, False, 0.1), (0.011, False, False, 0.35)]
+
+
+def test_there_is_a_field_unless_it_is_set_to_none() -> None:
+    asked = SubspaceInrSettings()
+    bare = dataclasses.replace(asked, field=0.0)
+    assert not SubspaceInr.admissible(bare, asked)
+    assert SubspaceInr.admissible(bare, bare)
+    assert SubspaceInr.unguided(asked, None).field == FIELD_SHARES[-1]
+    assert SubspaceInr.unguided(bare, None).field == 0.0
+
+
+def test_another_share_has_the_same_field(scan: tuple[KSpaceProblem, torch.Tensor], fitted: SubspaceInr) -> None:
+    other = SubspaceInr(dataclasses.replace(SMALL, field=0.1))
+    other.start_beside(fitted)
+    assert other.done
+    assert other.field is fitted.field
+    torch.testing.assert_close(other.images().images, fit(scan[0], other.settings).images().images)
 
 
 def test_what_is_set_is_not_refined() -> None:
