@@ -21,7 +21,7 @@ from recon_core.solvers.base import Solver, interpolate_frames
 from recon_core.solvers.subspace import SubspaceSettings, SubspaceSolver
 
 STRENGTHS = (0.011, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3)
-FIELD_SHARES = (0.1, 0.35)
+FIELD_SHARES = (0.1, 0.2, 0.35)
 # Where noise or faults of the measurement limit: a smoother static basis, and weights nearer to maximum likelihood.
 _SMOOTH_STATIC, _EVEN_POWER = 20.0, 0.5
 _DUAL_STEPS = 3
@@ -48,7 +48,7 @@ class SubspaceInrSettings(SubspaceSettings):
     weak_power: float = option(0.2, "a weak basis is scaled by its singular value over the second one to this power", low=0.0, high=1.0)
     smooth: bool | None = option(None, "20 times the static_strength, where noise or faults of the data limit; auto: held-out")
     even: bool | None = option(None, "half the density_power, so that samples weigh more evenly, where noise limits; auto: held-out")
-    field: float | None = option(None, "share of the motion field in the images; auto: held-out, 0.1 or 0.35", low=0.0, high=1.0)
+    field: float | None = option(None, "share of the motion field in the images; auto: held-out, 0.1 to 0.35", low=0.0, high=1.0)
     field_steps: int = option(120, "Adam steps of the motion field", low=1, high=100_000)
     field_batch: int = option(8, "frames in one of these steps", low=1, high=100_000)
     canonical: int = option(4, "canonical images L of the motion field", low=1, high=32)

@@ -229,7 +229,7 @@ def test_threshold_and_share_are_chosen_on_held_out_readouts(toy: ModuleType) ->
     report = reconstruct(problem, ReconstructionSettings(solver="subspace_inr", coils=3, device="cpu", holdout=0.1), own).report
     tried = [t["settings"] for t in report["tried"]]
     assert [t["strength"] for t in tried[:2]] == [STRENGTHS[1], STRENGTHS[0]]
-    assert [t["field"] for t in tried] == [0.0] * (len(tried) - 2) + [*FIELD_SHARES]
+    assert [t["field"] for t in tried] == [0.0] * (len(tried) - len(FIELD_SHARES)) + [*FIELD_SHARES]
     limited = report["settings"]["strength"] != STRENGTHS[0]
     assert any(t["smooth"] for t in tried) == any(t["even"] for t in tried) == limited
     with_field = [t for t in report["tried"] if t["settings"]["field"] > 0]
@@ -257,10 +257,10 @@ def test_thresholds_are_raised_as_long_as_that_helps() -> None:
     smooth = dataclasses.replace(plain, smooth=True)
     assert next_after(smooth) == [(0.035, True, False, 0.0)]
     assert next_after(smooth) == [(0.02, True, True, 0.0)]
-    assert next_after(smooth) == [(0.02, True, False, 0.1), (0.02, True, False, 0.35)]
+    assert next_after(smooth) == [(0.02, True, False, share) for share in FIELD_SHARES]
     assert next_after(smooth) == []
     tried = SubspaceInr.candidates(asked, None)
-    assert next_after(tried[1]) == [(0.011, False, False, 0.1), (0.011, False, False, 0.35)]
+    assert next_after(tried[1]) == [(0.011, False, False, share) for share in FIELD_SHARES]
 
 
 def test_there_is_a_field_unless_it_is_set_to_none() -> None:
