@@ -73,7 +73,7 @@ class Solver(abc.ABC, Generic[S]):
         if cls.course and not cls.quantitative and occupied < 2:
             raise DataError(
                 "frames",
-                f"{occupied} with readouts, of {problem.n_readouts} readouts; {cls.name} models a course in time and needs at least two frames",
+                f"{occupied} with readouts, of {problem.n_readouts}; {cls.name} models a course in time and needs at least two frames",
                 "Lower readouts_per_frame, or reconstruct a static scan with solver=cg_sense.",
             )
         if problem.field_map is not None and not cls.off_resonance:

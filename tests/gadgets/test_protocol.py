@@ -236,7 +236,7 @@ def test_echoes_of_a_static_scan_are_no_course_in_time(scans):
     def handed_on(items: Iterator[ismrmrd.Acquisition], solver: str = "inmr") -> int:
         return len(list(one_contrast((admit(a, n, found) for n, a in enumerate(items)), found, solver)))
 
-    with pytest.raises(DataError, match="inmr models a course in time.*it has 2 echoes, of which no line comes twice") as error:
+    with pytest.raises(DataError, match=r"inmr models a course in time.*it has 2 echoes, of which no line comes twice") as error:
         handed_on(echo_train(scans, repeated=False))
     assert error.value.field == "solver"
     assert "cg_sense" in error.value.cure

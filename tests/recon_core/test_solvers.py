@@ -262,7 +262,7 @@ def test_a_single_frame_is_refused_by_methods_of_a_course_in_time(name: str, pro
         if name in ("cg_sense", "gridding"):
             registry.solver_class(name).suits(static)
             continue
-        with pytest.raises(DataError, match=f"1 with readouts, of {problem.n_readouts} readouts; {name} models a course in time") as error:
+        with pytest.raises(DataError, match=f"1 with readouts, of {problem.n_readouts}; {name} models a course in time") as error:
             registry.solver_class(name).suits(static)
         assert error.value.field == "frames"
         assert "solver=cg_sense" in error.value.cure
