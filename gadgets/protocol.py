@@ -8,6 +8,7 @@ excitation after the preparation. Header: ``TE`` one an echo, ``flipAngle_deg`` 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -47,6 +48,50 @@ def contrasts(problem: KSpaceProblem, readouts: list[Readout], header: ScanHeade
         protocol=protocol,
     )
     return made, binning
+
+
+def one_contrast(readouts: Iterable[Readout], header: ScanHeader, solver: str) -> Iterator[Readout]:
+    """Hand on the readouts of a scan whose course in time is to be reconstructed, and refuse those of a multi-contrast protocol.
+
+    A protocol's recoveries and lines would pass for the frames of a motion, each of its echoes, flip angles and preparations for a scan.
+    It is told by counters and header together: T2 preparations or several flip angles that the readouts count; or several echoes of
+    Cartesian lines none of which comes twice.
+
+    Args:
+        readouts: imaging readouts in order of acquisition.
+        header: the scan's header.
+        solver: its name, for the message.
+
+    Raises:
+        DataError: the scan is a multi-contrast protocol.
+    """
+    prepared = any(name.startswith(PREPARATION) for name in header.user_doubles)
+    listed = f"T2 preparations ({PREPARATION}n)" if prepared else f"{len(header.flip_angles)} flip angles"
+    lists = prepared or len(header.flip_angles) > 1
+    echoes = len(header.echo_times) > 1 and all(encoding.is_cartesian for encoding in header.encodings)
+    seen: set[tuple[int, ...]] = set()
+    last, repeated = 0, False
+    for readout in readouts:
+        index = readout.head.idx
+        if lists and (index.set or (prepared and (index.segment or index.repetition))):
+            counted = f"set {index.set}, segment {index.segment}, repetition {index.repetition}"
+            raise _not_in_time(solver, f"its header lists {listed} and readout {readout.number} is of {counted}")
+        if echoes and not repeated:
+            last = max(last, index.contrast)
+            place = (*readout.key, index.kspace_encode_step_1, index.kspace_encode_step_2)
+            repeated = place in seen
+            seen.add(place)
+        yield readout
+    if last and not repeated:
+        raise _not_in_time(solver, f"it has {last + 1} echoes, of which no line comes twice")
+
+
+def _not_in_time(solver: str, found: str) -> DataError:
+    return DataError(
+        "solver",
+        f"{solver} models a course in time, the scan is a multi-contrast protocol: {found}",
+        "Choose a solver of protocols (lorein, lrt, summit, parameter_fit), or cg_sense for each contrast by itself.",
+    )
 
 
 def find_protocol(readouts: list[Readout], header: ScanHeader, model: str = "auto") -> tuple[Protocol, NDArray[np.int64]]:

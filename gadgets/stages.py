@@ -37,6 +37,7 @@ from gadgets.metrics import NO_METRICS, Metrics
 from gadgets.noise import NoiseReadouts
 from gadgets.online.provisional import OnlineScan
 from gadgets.online.provisional import numbering as numbering_for
+from gadgets.protocol import one_contrast
 from gadgets.quantitative import chosen_contrasts, map_images, weighted_images
 from gadgets.readouts import Readout, admit
 from gadgets.settings import ChainSettings
@@ -263,6 +264,8 @@ def run(
     admissible = admitted(keep_noise(sort(items, tally), noise), header, settings.discard_readouts, settings.compressed)
     imaging: Iterable[Readout] = _told_at_end(admissible, tally, settings, tell)
     numbering = numbering_for(settings.mode)
+    if solver_class(settings.solver).course and not quantitative(settings):
+        imaging = one_contrast(imaging, header, settings.solver)
     if settings.mode != "retrospective":
         if quantitative(settings):
             raise SettingError("mode", f"{settings.mode}, with solver={settings.solver} of protocols", "Set mode=retrospective.")

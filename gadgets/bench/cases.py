@@ -85,7 +85,7 @@ class Case:
         title: one line for tables.
         note: what a reader of its figures must know.
         scan: ``kind`` (simulate, resample or file) and that kind's settings.
-        seeds: every method runs once a seed, on that seed's scan where it is simulated.
+        seeds: every method runs once a seed, on that seed's scan where it is simulated or its lines are random.
         coils: virtual coils, for every method.
         holdout: share of readouts on which a method chooses its settings.
         withhold: share of readouts that no method gets; they judge where no truth is known.

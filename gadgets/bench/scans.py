@@ -131,7 +131,7 @@ def make(case: Case, seed: int, data: Path, progress: Progress | None = None) ->
 
     Args:
         case: the case.
-        seed: of a simulated scan.
+        seed: of a simulated scan, and of random lines kept.
         data: folder of real data.
         progress: is told readouts done and in all of a simulation.
 
@@ -144,7 +144,7 @@ def make(case: Case, seed: int, data: Path, progress: Progress | None = None) ->
     if case.scan["kind"] == "simulate":
         made = _simulated(own, seed, prefix, progress)
     elif case.scan["kind"] == "resample":
-        made = resampled(build(ResampledScan, own, prefix=prefix), data)
+        made = resampled(build(ResampledScan, own, prefix=prefix), data, seed)
     else:
         made = _from_file(build(FileScan, own, prefix=prefix), data)
     if case.withhold == 0:
@@ -242,11 +242,12 @@ def _from_file(settings: FileScan, data: Path) -> BenchScan:
     return BenchScan(problem)
 
 
-def resampled(settings: ResampledScan, data: Path) -> BenchScan:
+def resampled(settings: ResampledScan, data: Path, seed: int = 0) -> BenchScan:
     """Spokes through a fully sampled series of real images; the full set is the truth.
 
     The images are interpolated to a grid three times finer before they are measured (zero-filled k-space), so that no method's own
     grid made the samples; the truth is low-passed to the disc that spokes cover. The series' own noise is in samples and truth alike.
+    ``seed`` is that of the lines kept where they are random.
 
     Raises:
         DataError: the file is no fully sampled Cartesian series of one channel.
@@ -262,7 +263,7 @@ def resampled(settings: ResampledScan, data: Path) -> BenchScan:
     images = FrameEncoding(full.replace(sensitivities=torch.ones((1, *shape), dtype=torch.complex64))).backprojection()
     if settings.acceleration is not None:
         truth = images.numpy()
-        return BenchScan(_masked(full, settings), truth, moving_region(truth))
+        return BenchScan(_masked(full, settings, seed), truth, moving_region(truth))
     each = settings.spokes_per_frame
     count = full.n_frames * each
     trajectory = torch.from_numpy(golden_angle_radial(count, 2 * max(shape), matrix=shape, field_of_view=fov))
@@ -281,12 +282,12 @@ def resampled(settings: ResampledScan, data: Path) -> BenchScan:
     return BenchScan(problem, truth, moving_region(truth))
 
 
-def _masked(full: KSpaceProblem, settings: ResampledScan) -> KSpaceProblem:
+def _masked(full: KSpaceProblem, settings: ResampledScan, seed: int) -> KSpaceProblem:
     """A part of the lines, of every frame others."""
     assert settings.acceleration is not None
     ny = full.shape[0]
     if settings.mask == "random":
-        mask = cartesian_mask(full.n_frames, ny, settings.acceleration, settings.calibration_lines)
+        mask = cartesian_mask(full.n_frames, ny, settings.acceleration, settings.calibration_lines, seed)
     else:
         mask = cartesian_interleaved_mask(full.n_frames, ny, settings.acceleration, settings.calibration_lines)
     keep = torch.zeros(full.n_readouts, dtype=torch.bool)

@@ -30,6 +30,8 @@ class Solver(abc.ABC, Generic[S]):
         dims: spatial dimensions the method handles.
         selection_matrix: share of the matrix size at which settings are chosen; dynamics live at low k, and a choice costs several fits.
         quantitative: the frames are the contrasts of a protocol, and the method gives parameter maps.
+        course: the frames are the course of one object in time, to which a scan of a single frame says nothing; False: each is
+            reconstructed by itself.
         evidence: share by which a later candidate must lower the held-out error to be taken instead of an earlier one.
         check_every: steps between two looks at the held-out error when the stopping step is being chosen; 0: the method runs to its end.
         off_resonance: whether the method models a field map.
@@ -41,6 +43,7 @@ class Solver(abc.ABC, Generic[S]):
     dims: ClassVar[tuple[int, ...]] = (2, 3)
     selection_matrix: ClassVar[float] = 1.0
     quantitative: ClassVar[bool] = False
+    course: ClassVar[bool] = True
     evidence: ClassVar[float] = 0.0
     check_every: ClassVar[int] = 0
     fitted: ClassVar[tuple[str, ...]] = ()
@@ -66,6 +69,13 @@ class Solver(abc.ABC, Generic[S]):
         if cls.quantitative != (problem.protocol is not None):
             needs = "a multi-contrast protocol" if cls.quantitative else "a dynamic scan"
             raise DataError("solver", f"{cls.name} is for {needs}", "Choose another solver or chain.")
+        occupied = sum(1 for readouts in problem.frames if readouts.numel())
+        if cls.course and not cls.quantitative and occupied < 2:
+            raise DataError(
+                "frames",
+                f"{occupied} with readouts, of {problem.n_readouts}; {cls.name} models a course in time and needs at least two frames",
+                "Lower readouts_per_frame, or reconstruct a static scan with solver=cg_sense.",
+            )
         if problem.field_map is not None and not cls.off_resonance:
             raise DataError("field map", f"not modelled by {cls.name}", "Choose another solver, or leave field_map out.")
 

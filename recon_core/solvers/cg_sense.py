@@ -31,6 +31,7 @@ class CgSense(Solver[CgSenseSettings]):
     """
 
     name = "cg_sense"
+    course = False
     Settings = CgSenseSettings
     selection_matrix = 0.5
     x: Tensor

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +15,12 @@ from recon_core.encodings.image_features import Extractor, Mdsr, MultiScaleGradi
 from recon_core.errors import SettingError
 from recon_core.fields.deformation import DeformationField, DeformationSizes
 from recon_core.options import option
-from recon_core.problem import ImageSeries
+from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import frame_positions, interpolate_at
 from recon_core.solvers.fitting import FRAMES_EVALUATED, FieldSettings, FieldSolver
+
+SELECTED_OCTAVES = (4, 2)
+PAPER_OCTAVES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +37,14 @@ class DaInrSettings(FieldSettings):
     log2_table: int = option(19, "log2 of the largest hash table (paper: 19)", low=8, high=24)
     width: int = option(64, "hidden width of both networks (paper: 64)", low=4, high=1024)
     depth: int = option(5, "hidden layers of both networks (paper: 5)", low=1, high=12)
-    space_octaves: int = option(10, "octaves of the frequency encoding of x (paper: 10)", low=0, high=16)
-    time_octaves: int = option(6, "octaves of the frequency encoding of t (paper: 6)", low=0, high=16)
+    space_octaves: int = option(10, "octaves of the frequency encoding of x (paper: 10) that the matrix resolves", low=0, high=16)
+    time_octaves: int | None = option(None, "octaves of the frequency encoding of t (paper: 6); auto: held-out", low=0, high=16)
     sees_coordinates: bool = option(True, "the canonical network also sees both frequency encodings")
-    extractor: str = option("gradients", "features of the gridded frames", choices=("gradients", "mdsr", "none"))
+    extractor: str = option(
+        "auto",
+        "features of the gridded frames; auto: gradients or none by held-out readouts",
+        choices=("auto", "gradients", "mdsr", "none"),
+    )
     weights_file: str = option("", "MDSR weights, for extractor=mdsr")
 
 
@@ -49,15 +58,32 @@ class DaInr(FieldSolver[DaInrSettings]):
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     field: DeformationField
 
+    @classmethod
+    def candidates(cls, settings: DaInrSettings, problem: KSpaceProblem) -> list[Any]:
+        """A few octaves along time unless they are set; gradients first."""
+        extractor = "gradients" if settings.extractor == "auto" else settings.extractor
+        octaves = SELECTED_OCTAVES if settings.time_octaves is None else (settings.time_octaves,)
+        return [dataclasses.replace(settings, time_octaves=value, extractor=extractor) for value in octaves]
+
+    @classmethod
+    def refinements(cls, settings: DaInrSettings, asked: DaInrSettings, tried: Sequence[Any]) -> list[Any]:
+        """Without image features, unless an extractor is set; then the paper's octaves along time where more of them helped."""
+        if asked.extractor == "auto" and not any(other.extractor == "none" for other in tried):
+            return [dataclasses.replace(settings, extractor="none")]
+        if asked.time_octaves is None and settings.time_octaves == SELECTED_OCTAVES[0]:
+            return [dataclasses.replace(settings, time_octaves=PAPER_OCTAVES)]
+        return []
+
     def _make(self) -> nn.Module:
         settings, shape = self.settings, self.problem.shape
         self.image_features = self._image_features()
         growth = growth_for(settings.base_resolution, settings.finest * max(shape), settings.levels)
         layout = HashGridLayout(2, settings.levels, settings.features, settings.log2_table, settings.base_resolution, growth)
         channels = self.image_features.shape[1]
-        sizes = DeformationSizes(
-            settings.width, settings.depth, settings.space_octaves, settings.time_octaves, channels, settings.sees_coordinates
-        )
+        # Octaves beyond the pixels' Nyquist frequency are aliases: another number for every pixel.
+        in_space = min(settings.space_octaves, int(math.log2(max(shape))) + 1)
+        in_time = SELECTED_OCTAVES[-1] if settings.time_octaves is None else settings.time_octaves
+        sizes = DeformationSizes(settings.width, settings.depth, in_space, in_time, channels, settings.sees_coordinates)
         return DeformationField(layout, sizes, self.seed)
 
     def _optimiser(self) -> torch.optim.Optimizer:
@@ -71,10 +97,8 @@ class DaInr(FieldSolver[DaInrSettings]):
                     "solver.weights_file", "empty, but extractor=mdsr needs it", "Name a file of MDSR weights, or use gradients."
                 )
             return Mdsr.load(settings.weights_file).to(self.problem.device)
-        self.notes.append(
-            "image features: fixed multi-scale gradients, not MDSR" if settings.extractor == "gradients" else "no image features"
-        )
-        return MultiScaleGradients() if settings.extractor == "gradients" else None
+        self.notes.append("no image features" if settings.extractor == "none" else "image features: fixed multi-scale gradients, not MDSR")
+        return None if settings.extractor == "none" else MultiScaleGradients()
 
     @torch.no_grad()
     def _image_features(self) -> Tensor:

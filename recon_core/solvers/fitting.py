@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -27,6 +28,7 @@ class FieldSettings:
     steps: int = option(600, "optimiser steps", low=1, high=1_000_000)
     batch_frames: int = option(8, "frames a step", low=1, high=4096)
     learning_rate: float = option(5e-3, "Adam's learning rate, halved at half and three quarters of the run", low=1e-7, high=1.0)
+    band_limit: bool = option(True, "images hold nothing from beyond the part of k-space that was sampled")
 
 
 class ScaledFrames:
@@ -84,6 +86,30 @@ class ScaledFrames:
         return relative_l2(residual, residual + self.targets[frame], (epsilon * self.peak) ** 2)
 
 
+_MARGIN = 1.0
+
+
+def sampled_disc(points: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor | None:
+    """Which of an image's Fourier coefficients lie within the disc in (kx, ky) that the samples reach.
+
+    A coefficient up to one cycle per field of view beyond the outermost sample still counts: the object is as large as the field of view.
+
+    Args:
+        points: of some frames, float32 ``[point, (kx, ky(, kz))]``, cycles per field of view.
+        shape: of the image, ``((z,) y, x)``.
+
+    Returns:
+        bool ``[y, x]`` in the order of ``torch.fft.fftfreq``; None: all of them.
+    """
+    device = points[0].device
+    ny, nx = shape[-2:]
+    size = torch.tensor([nx, ny], device=device)
+    reach = max(float((part[:, :2] / size).norm(dim=1).max()) for part in points if len(part)) + _MARGIN / min(ny, nx)
+    radius = torch.hypot(torch.fft.fftfreq(ny, device=device)[:, None], torch.fft.fftfreq(nx, device=device)[None])
+    inside = radius <= reach
+    return None if bool(inside.all()) else inside
+
+
 def levels_on(step: int, total: int, levels: int) -> int:
     """Levels of a hash encoding switched on: two, then one more every 1/levels of the first half of the run."""
     ramp = max(1.0, total / 2)
@@ -102,6 +128,7 @@ class FieldSolver(Solver[S]):
     Attributes:
         field: the network.
         frames: the scaled samples.
+        disc: which Fourier coefficients of an image were within reach of the samples; None: all, or no limit.
         warm: whether a previous fit is gone on with.
         notes: for the reader of the images.
     """
@@ -130,6 +157,7 @@ class FieldSolver(Solver[S]):
         self.queue: list[Any] = []
         self.generator = torch.Generator().manual_seed(self.seed + 1)
         self.frames = ScaledFrames(problem, self.engine)
+        self.disc = sampled_disc([part.points for part in self.frames.encoding.frames], problem.shape) if self.settings.band_limit else None
         self.field = self._make().to(problem.device)
         self._prepare()
         self.warm = isinstance(previous, type(self)) and _shapes(previous.field) == _shapes(self.field)
@@ -201,8 +229,12 @@ class FieldSolver(Solver[S]):
         """See :class:`Solver`; the network is asked at the times themselves."""
         times = self.problem.frame_times if times is None else times
         positions = frame_positions(self.problem.frame_times, times)
-        images = torch.cat([self._render(part) for part in positions.split(FRAMES_EVALUATED)]) * self.frames.scale
+        images = torch.cat([self._limited(self._render(part)) for part in positions.split(FRAMES_EVALUATED)]) * self.frames.scale
         return ImageSeries(images, times, self._latents(positions), tuple(self.notes))
+
+    def _limited(self, images: Tensor) -> Tensor:
+        """Images without the corners of k-space that spokes and spirals leave out: the samples leave the network free there."""
+        return images if self.disc is None else torch.fft.ifft2(torch.fft.fft2(images) * self.disc)
 
     def _latents(self, positions: Tensor) -> Tensor | None:
         """What the method learned of the moments, where it learned any."""

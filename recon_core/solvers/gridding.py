@@ -17,6 +17,7 @@ class Gridding(Solver[NoSettings]):
     """
 
     name = "gridding"
+    course = False
     Settings = NoSettings
 
     @property

@@ -39,6 +39,9 @@ class NikSettings(FieldSettings):
     depth: int = option(3, "hidden layers", low=1, high=24)
     omega: float = option(3.0, "ω of the sine layers", low=0.1, high=1000.0)
     hdr_epsilon: float = option(0.02, "ε of the HDR loss, in units of the samples' largest magnitude", low=1e-6, high=1e3)
+    band_limit: bool = option(
+        False, "images hold nothing from beyond the part of k-space that was sampled; the network is asked for no more"
+    )
 
 
 class Nik(FieldSolver[NikSettings]):

@@ -77,7 +77,7 @@ class KSpaceFit(Solver[S], Generic[S]):
 
     def start(self, problem: KSpaceProblem, previous: Solver[S] | None = None) -> None:
         """See :class:`Solver`; a previous fit of the same network hands it on."""
-        self.suits(problem)
+        require_cartesian(self.name, problem)
         self.problem = problem
         self.step = 0
         self.cost = None

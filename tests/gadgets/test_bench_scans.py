@@ -157,6 +157,9 @@ def test_a_part_of_the_lines_of_a_series(tmp_path: Path, mask: str) -> None:
     lines = [set(problem.trajectory[frame, 0, 1].tolist()) for frame in problem.frames]
     assert all({-2.0, -1.0, 0.0, 1.0} <= frame and len(frame) == 10 for frame in lines)
     assert lines[0] != lines[1]
+    other = scans.resampled(settings, tmp_path, seed=1).problem
+    same = [set(other.trajectory[frame, 0, 1].tolist()) for frame in other.frames] == lines
+    assert same == (mask == "uniform")
     # What is left of the full set is measured, and predicted by the truth to rounding.
     ones = torch.ones((1, NY, NX), dtype=torch.complex64)
     encoding = FrameEncoding(problem.replace(sensitivities=ones))

@@ -10,10 +10,13 @@ import pytest
 
 from gadgets import client
 from gadgets.commands.replay import configuration
+from gadgets.map_simulation import store as store_protocol
 from gadgets.scanfile import Scan, read_scan, read_truth, write_scan
 from gadgets.server import Server
 from gadgets.simulation import store
 from recon_core.phantoms.cardiac import CardiacSettings, simulate
+from recon_core.phantoms.relaxometry import RelaxometrySettings
+from recon_core.phantoms.relaxometry import simulate as simulate_protocol
 from recon_core.solvers import registry
 
 GRID = {"steps": "25", "levels": "4", "log2_table": "11", "width": "16", "depth": "2", "learning_rate": "0.03"}
@@ -41,7 +44,9 @@ TINY: dict[str, dict[str, str]] = {
 METHODS = registry.names()
 CARTESIAN = ("kp_inr", "kt_grappa", "p_inr")
 PLANAR = ("da_inr", "td_dip")
-# Any dynamic scan suits them: every trajectory, slices and volumes. Protocols they refuse, as all do (test_quantitative_solvers).
+FRAME_BY_FRAME = ("cg_sense", "gridding")
+IN_TIME = [name for name in METHODS if name not in FRAME_BY_FRAME]
+# Any dynamic scan suits them: every trajectory, slices and volumes.
 ANY = ("als_subspace", "cg_sense", "fmlp", "grasp", "grasp_pro", "gridding", "hash_inr", "inmr", "low_rank_sparse", "stinr", "subspace_inr")
 
 
@@ -139,3 +144,29 @@ def test_a_scan_of_one_contrast_is_refused_by_methods_of_protocols(name, radial,
     result, images = replayed(server, "mpqmri.xml", read_scan(radial), solver=name)
     assert images == []
     assert result.error != ""
+
+
+@pytest.fixture(scope="module")
+def protocols(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Flip angles × echoes, and T2 preparations × recoveries × echoes."""
+    folder = tmp_path_factory.mktemp("protocols")
+    size = {"matrix": (4, 20, 16), "field_of_view": (40.0, 220.0, 200.0), "coils": 3, "acceleration": 2.0}
+    for name, more in {"set1": {"echoes": 2}, "set2": {"recoveries": 3}}.items():
+        store_protocol(folder / f"{name}.h5", simulate_protocol(RelaxometrySettings(protocol=name, **{**size, **more})))
+    return {name: folder / f"{name}.h5" for name in ("set1", "set2")}
+
+
+@pytest.mark.parametrize("name", IN_TIME)
+def test_a_protocol_is_refused_by_methods_of_a_course_in_time(name, protocols, server):
+    """Its contrasts would pass for the frames of a motion."""
+    for protocol, listed in (("set1", "its header lists 5 flip angles"), ("set2", "its header lists T2 preparations (T2prep_ms_n)")):
+        words = f"{name} models a course in time, the scan is a multi-contrast protocol", listed, "Choose a solver of protocols (lorein"
+        refused(server, "mpqmri.xml", read_scan(protocols[protocol]), *words, solver=name)
+
+
+@pytest.mark.parametrize("name", IN_TIME)
+def test_a_single_frame_is_refused_by_methods_of_a_course_in_time(name, radial, lines, server):
+    chain, stored = ("cine.xml", lines) if name in CARTESIAN else ("cardiac.xml", radial)
+    scan = read_scan(stored)
+    words = f"{name} models a course in time and needs at least two frames", "Lower readouts_per_frame"
+    refused(server, chain, scan, "frames: 1 with readouts, of ", *words, solver=name, framing="count", readouts_per_frame="1000")

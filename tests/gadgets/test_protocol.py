@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,11 @@ from gadgets import chain, client, stages
 from gadgets.cli import main
 from gadgets.commands.replay import configuration
 from gadgets.evaluation import pixel_values
+from gadgets.header import parse
 from gadgets.map_simulation import evaluate_maps, header, read_map_truth, store, stored_maps
+from gadgets.protocol import one_contrast
 from gadgets.quantitative import map_scale, physical, stored
+from gadgets.readouts import admit
 from gadgets.scanfile import Scan, read_images, read_scan
 from gadgets.server import Server
 from recon_core.errors import DataError, ReconError
@@ -213,6 +217,31 @@ def test_solver_and_scan_must_fit(scans):
     settings = chain.load("mpqmri.xml").settings({"solver": "gridding", "device": "cpu", "readouts_per_frame": "80"})
     # A solver of dynamic scans sees every contrast as a scan of its own.
     assert len({i.contrast for i in stages.run(settings, scan.header, scan.items())}) == 4
+
+
+def echo_train(scans, repeated: bool, echoes: int = 2) -> Iterator[ismrmrd.Acquisition]:
+    """The first flip angle's readouts, as a scan of some echoes; ``repeated``: all of them twice, as a dynamic scan would send them."""
+    for _ in range(2 if repeated else 1):
+        for acquisition in read_scan(scans["set1"][1]).items():
+            noise = acquisition.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+            if not noise and acquisition.idx.set == 0 and acquisition.idx.contrast < echoes:
+                yield acquisition
+
+
+def test_echoes_of_a_static_scan_are_no_course_in_time(scans):
+    """A dynamic scan of several echoes is one, echo by echo; so is a scan of one echo."""
+    _, path = scans["set1"]
+    found = dataclasses.replace(parse(read_scan(path).header), flip_angles=())
+
+    def handed_on(items: Iterator[ismrmrd.Acquisition], solver: str = "inmr") -> int:
+        return len(list(one_contrast((admit(a, n, found) for n, a in enumerate(items)), found, solver)))
+
+    with pytest.raises(DataError, match=r"inmr models a course in time.*it has 2 echoes, of which no line comes twice") as error:
+        handed_on(echo_train(scans, repeated=False))
+    assert error.value.field == "solver"
+    assert "cg_sense" in error.value.cure
+    assert handed_on(echo_train(scans, repeated=True)) == 2 * 2 * 80
+    assert handed_on(echo_train(scans, repeated=False, echoes=1)) == 80
 
 
 @pytest.mark.parametrize(

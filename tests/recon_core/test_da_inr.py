@@ -100,6 +100,28 @@ def test_features_are_those_of_the_gridded_frames(scan: KSpaceProblem) -> None:
     assert bare.images().notes == ("no image features",)
 
 
+def test_octaves_in_time_and_features_are_chosen_one_after_the_other(scan: KSpaceProblem) -> None:
+    """The paper's octaves are tried only where more of them helped, and nothing that was set."""
+    asked = DaInrSettings()
+    first = DaInr.candidates(asked, scan)
+    assert [(made.time_octaves, made.extractor) for made in first] == [(4, "gradients"), (2, "gradients")]
+    for best, last in ((first[0], [6]), (first[1], [])):
+        (bare,) = DaInr.refinements(best, asked, first)
+        assert (bare.time_octaves, bare.extractor) == (best.time_octaves, "none")
+        more = DaInr.refinements(bare, asked, [*first, bare])
+        assert [made.time_octaves for made in more] == last
+        assert all(made.extractor == "none" and DaInr.refinements(made, asked, [*first, bare, made]) == [] for made in more)
+    given = DaInrSettings(time_octaves=3, extractor="mdsr")
+    assert DaInr.candidates(given, scan) == [given]
+    assert DaInr.refinements(given, given, [given]) == []
+
+
+def test_octaves_of_space_end_where_the_matrix_does(scan: KSpaceProblem) -> None:
+    """The largest of 22 pixels: 1 … 2⁴ half cycles, for 2⁵ would be more than 11 cycles."""
+    assert solver(scan).field.sizes.space_octaves == 5
+    assert solver(scan, space_octaves=3).field.sizes.space_octaves == 3
+
+
 def test_features_of_a_frame_without_data_are_its_neighbours(scan: KSpaceProblem) -> None:
     keep = torch.ones(scan.n_readouts, dtype=torch.bool)
     keep[scan.frames[3]] = False
@@ -130,7 +152,7 @@ def toy_mdsr() -> dict[str, torch.Tensor]:
 
 def test_a_finer_matrix_shows_the_same_object(scan: KSpaceProblem) -> None:
     """Spatial interpolation: every second pixel of the doubled matrix is one of the series' own; between them is the network's."""
-    made = solver(scan, steps=30, learning_rate=1e-2)
+    made = solver(scan, steps=30, learning_rate=1e-2, band_limit=False)
     while not made.done:
         made.update()
     series, fine = made.images().images, made.enlarged((44, 36)).images

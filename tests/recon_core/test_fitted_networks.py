@@ -18,7 +18,7 @@ from recon_core.problem import KSpaceProblem
 from recon_core.reconstruct import ReconstructionSettings, reconstruct
 from recon_core.solvers import registry
 from recon_core.solvers.base import Solver
-from recon_core.solvers.fitting import FieldSolver
+from recon_core.solvers.fitting import FieldSolver, sampled_disc
 
 GRID: dict[str, Any] = {"levels": 6, "log2_table": 12, "base_resolution": 4, "finest": 1.5, "width": 24}
 # Enough of each network to hold one frame of 18 × 14 pixels.
@@ -58,6 +58,24 @@ def test_seed_is_the_only_chance(name: str, toy: ModuleType) -> None:
     first, same, other = (fit(name, problem, {**FULL[name], "steps": 2}, seed).images().images for seed in (4, 4, 5))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "nik"])
+def test_images_hold_nothing_from_where_no_sample_was_taken(name: str, toy: ModuleType) -> None:
+    """Corners of k-space beyond the spokes, where nothing binds the network; within the disc nothing changes. Lines have no corners."""
+    problem, _ = toy.full_frame()
+    limited, free = (
+        torch.fft.fft2(fit(name, problem, {**FULL[name], "steps": 20, "band_limit": limit}).images().images) for limit in (True, False)
+    )
+    y, x = torch.fft.fftfreq(18)[:, None], torch.fft.fftfreq(14)[None]
+    # Spokes end at half a cycle per pixel; the object has the size of the field of view, whose cycle the limit leaves.
+    outside = torch.hypot(y, x) > 0.5 + 1 / 14
+    assert 0 < int(outside.sum()) < 60
+    assert float(limited[:, outside].abs().max()) < 1e-5 * float(free.abs().max())
+    assert float(free[:, outside].abs().max()) > 0
+    torch.testing.assert_close(limited[:, ~outside], free[:, ~outside], rtol=1e-4, atol=1e-5 * float(free.abs().max()))
+    corners = torch.tensor([[-7.0, -9.0], [6.0, 8.0]])
+    assert sampled_disc([problem.trajectory.flatten(0, 1), corners], (18, 14)) is None
 
 
 # Reduced in width, depth and steps; λ and stopping by held-out readouts, nothing by the truth.

@@ -254,6 +254,21 @@ def test_readouts_off_the_grid_are_refused(name: str, scans: dict[str, KSpacePro
 
 
 @pytest.mark.parametrize("name", EVERY)
+def test_a_single_frame_is_refused_by_methods_of_a_course_in_time(name: str, problem: KSpaceProblem) -> None:
+    """Whether the others are empty or not there."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    for frames in (problem.frames[:1], (problem.frames[0], nothing)):
+        static = problem.replace(frames=frames, frame_times=problem.frame_times[: len(frames)])
+        if name in ("cg_sense", "gridding"):
+            registry.solver_class(name).suits(static)
+            continue
+        with pytest.raises(DataError, match=f"1 with readouts, of {problem.n_readouts}; {name} models a course in time") as error:
+            registry.solver_class(name).suits(static)
+        assert error.value.field == "frames"
+        assert "solver=cg_sense" in error.value.cure
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_maps_are_required(name: str, problem: KSpaceProblem) -> None:
     with pytest.raises(DataError, match="Calibrate"):
         made(name).start(problem.replace(sensitivities=None))
