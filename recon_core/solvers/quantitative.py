@@ -26,6 +26,7 @@ class QuantitativeSettings:
     off_resonance: float = option(OFF_RESONANCE_RANGE, "largest off-resonance of the simulated signals", low=0.0, high=1000.0, unit="Hz")
     mask_share: float = option(MASK_SHARE, "voxels below this share of the 99th percentile are not fitted and read 0", low=0.0, high=1.0)
     fit_steps: int = option(STEPS, "steps of the voxel-wise fit", low=1, high=1000)
+    negative_rates: bool = option(False, "whether noise may drive a decay's rate below zero (means over voxels are then not biased)")
 
 
 T = TypeVar("T", bound=QuantitativeSettings)
@@ -59,7 +60,7 @@ class QuantitativeSolver(Solver[T]):
             )
         self.problem = problem
         self.step = 0
-        self.model = signal_model(problem.protocol)
+        self.model = signal_model(problem.protocol, self.settings.negative_rates)
         subspace = signal_subspace(problem.protocol, self.settings.rank, self.settings.off_resonance)
         self.basis, self.singular = subspace.basis.to(problem.device), subspace.singular.to(problem.device)
         self.kept = subspace.energy
@@ -72,7 +73,9 @@ class QuantitativeSolver(Solver[T]):
         if (self.settings.rank, self.settings.off_resonance) != (other.settings.rank, other.settings.off_resonance):
             QuantitativeSolver.start(self, other.problem)
             return
-        self.problem, self.step, self.model, self.kept = other.problem, 0, other.model, other.kept
+        assert other.problem.protocol is not None
+        self.problem, self.step, self.kept = other.problem, 0, other.kept
+        self.model = signal_model(other.problem.protocol, self.settings.negative_rates)
         self.basis, self.singular, self.data, self.term = other.basis, other.singular, other.data, other.term
         assert other.problem.sensitivities is not None
         self.sensitivities = other.problem.sensitivities
