@@ -12,12 +12,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from recon_core.errors import SettingError
 from recon_core.options import option
-from recon_core.parameter_fit import ParameterFit, fit_parameters, object_mask, parameter_maps
+from recon_core.parameter_fit import ParameterFit, object_mask, parameter_maps
 from recon_core.problem import KSpaceProblem
 from recon_core.signal_models import ParameterMap, signal_model
 from recon_core.solvers.base import Solver
@@ -144,23 +141,9 @@ class Lorein(FieldBlocks[LoreinSettings]):
             self.block.step()
             self.bases = self.block.bases
             if self.step == self.settings.low_rank_steps - 1:
-                self.fit = self._fit_object()
+                self.fit = self.fit_object()
         elif not self.settled:
             self._newton()
-
-    def _fit_object(self) -> ParameterFit:
-        """Fit of the object's voxels; the others hold 1 and no amplitude, and are not used."""
-        mask = object_mask(self.bases, self.settings.mask_share).flatten()
-        mask = mask if bool(mask.any()) else torch.ones_like(mask)
-        found = fit_parameters(self.model, self.bases.flatten(1)[:, mask], self.basis, self.settings.fit_steps)
-
-        def placed(flat: Tensor, elsewhere: float) -> Tensor:
-            whole = torch.full(mask.shape, elsewhere, dtype=flat.dtype, device=flat.device)
-            whole[mask] = flat
-            return whole
-
-        values = {name: placed(value, 1.0) for name, value in found.values.items()}
-        return ParameterFit(values, placed(found.amplitude, 0.0), placed(found.residual, 0.0))
 
     def _weights(self) -> JointWeights:
         settings = self.settings

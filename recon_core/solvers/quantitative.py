@@ -12,7 +12,7 @@ from recon_core.calibration.signal_subspace import OFF_RESONANCE_RANGE, RANK, si
 from recon_core.errors import DataError
 from recon_core.operators.contrasts import ContrastTerm, HybridSamples
 from recon_core.options import option
-from recon_core.parameter_fit import MASK_SHARE, STEPS, fit_maps, object_mask
+from recon_core.parameter_fit import MASK_SHARE, STEPS, ParameterFit, fit_maps, fit_parameters, object_mask
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.signal_models import ParameterMap, signal_model
 from recon_core.solvers.base import Solver
@@ -96,3 +96,17 @@ class QuantitativeSolver(Solver[T]):
         """Voxel-wise fit to the coefficients."""
         mask = object_mask(self.bases, self.settings.mask_share)
         return fit_maps(self.model, self.bases, self.basis, mask, self.settings.fit_steps)
+
+    def fit_object(self) -> ParameterFit:
+        """Fit of the object's voxels; the others hold 1 and no amplitude, and are not used."""
+        mask = object_mask(self.bases, self.settings.mask_share).flatten()
+        mask = mask if bool(mask.any()) else torch.ones_like(mask)
+        found = fit_parameters(self.model, self.bases.flatten(1)[:, mask], self.basis, self.settings.fit_steps)
+
+        def placed(flat: Tensor, elsewhere: float) -> Tensor:
+            whole = torch.full(mask.shape, elsewhere, dtype=flat.dtype, device=flat.device)
+            whole[mask] = flat
+            return whole
+
+        values = {name: placed(value, 1.0) for name, value in found.values.items()}
+        return ParameterFit(values, placed(found.amplitude, 0.0), placed(found.residual, 0.0))
