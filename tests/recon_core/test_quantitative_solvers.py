@@ -16,7 +16,7 @@ from recon_core.errors import DataError, SettingError
 from recon_core.metrics import map_error
 from recon_core.operators.contrasts import HybridSamples, exact_cost
 from recon_core.options import build
-from recon_core.phantoms.relaxometry import CAPS, RelaxometryScan, RelaxometrySettings, simulate
+from recon_core.phantoms.relaxometry import CAPS, RelaxometryScan, RelaxometrySettings, complementary_masks, simulate
 from recon_core.problem import KSpaceProblem
 from recon_core.reconstruct import ReconstructionSettings, reconstruct
 from recon_core.signal_models import Protocol
@@ -245,6 +245,16 @@ def test_simulation_needs_three_axes():
         RelaxometrySettings(matrix=(8, 8))
     basis = signal_subspace(simulate_protocol(), 3).basis
     assert basis.shape == (20, 3)
+
+
+@pytest.mark.parametrize(("contrasts", "acceleration"), [(1280, 480.0), (1280, 160.0), (30, 27.0)])
+def test_no_contrast_goes_without_a_line(contrasts, acceleration):
+    """A chain refuses a protocol with a contrast that has no readout."""
+    for seed in range(3):
+        masks = complementary_masks((8, 64), contrasts, acceleration, np.random.default_rng(seed))
+        assert min(len(mask) for mask in masks) >= 1
+        assert sum(len(mask) for mask in masks) == round(8 * 64 / acceleration * contrasts)
+        assert all(len(np.unique(mask)) == len(mask) for mask in masks)
 
 
 def simulate_protocol():
