@@ -179,6 +179,10 @@ def _fit_chunk(model: SignalModel, data: Tensor, basis: Tensor, grid: Tensor, at
         residual = amplitude * current - data
         normal = torch.einsum("ikv,jkv->vij", jacobian.conj(), jacobian).real.double()
         gradient = torch.einsum("ikv,kv->vi", jacobian.conj(), residual).real.double()
+        # A value at its bound that would leave it stands still, and the others step as if it were known.
+        held = ((x <= low) & (gradient.T[:count] > 0)) | ((x >= high) & (gradient.T[:count] < 0))
+        free = torch.cat([~held, torch.ones_like(held[:2])]).T.double()
+        normal, gradient = normal * free[:, :, None] * free[:, None, :], gradient * free
         diagonal = normal.diagonal(dim1=1, dim2=2)
         floor = 1e-9 * diagonal.amax(dim=1, keepdim=True) + 1e-30
         system = normal + torch.diag_embed(damping.double()[:, None] * diagonal + floor)

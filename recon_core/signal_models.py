@@ -135,7 +135,9 @@ T1 = Parameter("T1", "s", 0.05, 6.0, 1.2, logarithmic=True, grid=12)
 T2 = Parameter("T2", "s", 0.005, 3.0, 0.09, logarithmic=True, grid=8)
 T2STAR = Parameter("T2star", "s", 0.002, 1.0, 0.045, logarithmic=True, grid=7)
 INVERSION = Parameter("B", "", -1.0, 1.0, -0.9)
-R2STAR = Parameter("R2star", "1/s", -50.0, 1000.0, 20.0, grid=16)
+R2STAR = Parameter("R2star", "1/s", 0.0, 1000.0, 20.0, grid=16)
+LOWEST_RATE = -50.0
+"""1/s, smallest rate where noise may drive a decay below zero."""
 
 
 # Brain, from white matter to cerebrospinal fluid.
@@ -151,7 +153,7 @@ class SignalModel(abc.ABC):
     """
 
     name: ClassVar[str]
-    parameters: ClassVar[tuple[Parameter, ...]]
+    parameters: tuple[Parameter, ...]
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
@@ -309,7 +311,7 @@ class T2PreparedInversion(SignalModel):
 
 
 class MonoExponential(SignalModel):
-    """Mono-exponential decay with the rate R2*, which noise may drive below zero."""
+    """Mono-exponential decay with the rate R2*."""
 
     name = "decay"
     parameters = (R2STAR, OFF_RESONANCE)
@@ -332,9 +334,18 @@ class MonoExponential(SignalModel):
 MODELS: dict[str, type[SignalModel]] = {m.name: m for m in (SpoiledGradientEcho, T2PreparedInversion, MonoExponential)}
 
 
-def signal_model(protocol: Protocol) -> SignalModel:
-    """The model of a protocol."""
-    return MODELS[protocol.model](protocol)
+def signal_model(protocol: Protocol, negative_rates: bool = False) -> SignalModel:
+    """The model of a protocol.
+
+    Args:
+        protocol: what was played out.
+        negative_rates: whether a decay's rate may fall to :data:`LOWEST_RATE`, so that means over voxels
+            keep clear of the bound's bias.
+    """
+    model = MODELS[protocol.model](protocol)
+    if negative_rates:
+        model.parameters = tuple(dataclasses.replace(p, low=LOWEST_RATE) if p.name == R2STAR.name else p for p in model.parameters)
+    return model
 
 
 def _need_repetition_time(protocol: Protocol) -> None:

@@ -71,6 +71,10 @@ class HybridSamples:
         lines = torch.fft.ifft(torch.fft.ifftshift(problem.samples[:, used], dim=-1), norm="ortho")
         return cls(lines, place[used], contrast[used], problem.shape)
 
+    def keep(self, chosen: Tensor) -> HybridSamples:
+        """Some of the readouts, bool ``[readout]``."""
+        return HybridSamples(self.samples[:, chosen], self.place[chosen], self.contrast[chosen], self.shape)
+
     @property
     def places(self) -> int:
         """Number of phase-encoding places."""

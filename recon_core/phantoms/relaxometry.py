@@ -123,6 +123,11 @@ def complementary_masks(shape: tuple[int, ...], contrasts: int, acceleration: fl
         for contrast in np.argsort(-(left + preferred + rng.uniform(0, 0.5, contrasts)))[:wanted]:
             chosen[contrast].append(int(place))
             left[contrast] -= 1
+    # Where hardly more lines than contrasts are to give, the comb may leave one with none.
+    for empty in (each for each in chosen if not each):
+        most = max(chosen, key=len)
+        if len(most) > 1:
+            empty.append(most.pop())
     return [np.sort(np.array(each, dtype=np.int64)) for each in chosen]
 
 

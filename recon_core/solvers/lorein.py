@@ -12,23 +12,20 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from recon_core.errors import SettingError
 from recon_core.options import option
-from recon_core.parameter_fit import ParameterFit, fit_parameters, object_mask, parameter_maps
+from recon_core.parameter_fit import ParameterFit, object_mask, parameter_maps
 from recon_core.problem import KSpaceProblem
-from recon_core.signal_models import ParameterMap
+from recon_core.signal_models import ParameterMap, signal_model
 from recon_core.solvers.base import Solver
 from recon_core.solvers.field_blocks import FieldBlocks, FieldSettings
-from recon_core.solvers.joint_maps import JointMaps, JointWeights
+from recon_core.solvers.joint_maps import RATES, JointMaps, JointWeights
 from recon_core.solvers.low_rank_block import LowRankBlock
 from recon_core.solvers.quantitative import QuantitativeSolver
 
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-START = 3.0
-"""λ with which the choice begins; from there it goes up or down while that helps."""
+START, START_RATE = 3.0, 1.0
+"""λ of the maps and of a rate, over its noise, with which the choice begins; from there it goes up or down while that helps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +41,11 @@ class LoreinSettings(FieldSettings):
     inner_steps: int = option(8, "voxels: conjugate-gradient iterations of each", low=1, high=1000)
     strength: float | None = option(
         None, "voxels: λ of joint total variation of the maps, for noise of unit variance; auto: held-out", low=0.0
+    )
+    rate_strength: float | None = option(
+        None,
+        "voxels: λ of a decay rate's own total variation, over the rate's propagated noise; auto: held-out, after the other λ",
+        low=0.0,
     )
     smoothness: float = option(10.0, "voxels: weight of the squared gradients of off-resonance and B", low=0.0)
     coil_prior: float = option(0.001, "voxels: weight of the coils' prior over the data's mean curvature", low=1e-9, high=1e9)
@@ -76,20 +78,30 @@ class Lorein(FieldBlocks[LoreinSettings]):
 
     @classmethod
     def candidates(cls, settings: LoreinSettings, problem: KSpaceProblem) -> list[Any]:
-        """The first λ of the maps unless one is set."""
-        if settings.form != "voxels" or settings.strength is not None:
+        """The first λ of the maps and, where the model has a rate, of the rate, unless they are set."""
+        if settings.form != "voxels":
             return [settings]
-        return [dataclasses.replace(settings, strength=START)]
+        rates = problem.protocol is not None and any(p.name in RATES for p in signal_model(problem.protocol).parameters)
+        strength = START if settings.strength is None else settings.strength
+        rate = START_RATE if rates and settings.rate_strength is None else settings.rate_strength
+        return [dataclasses.replace(settings, strength=strength, rate_strength=rate)]
 
     @classmethod
     def refinements(cls, settings: LoreinSettings, asked: LoreinSettings, tried: Sequence[Any]) -> list[Any]:
-        """The next λ above the best so far, then the next below, until both are known to be no better."""
-        if asked.form != "voxels" or asked.strength is not None or settings.strength is None:
+        """The next λ above the best so far, then the next below, until both are known to be no better; then the same for a rate's λ."""
+        if asked.form != "voxels":
             return []
-        known = {other.strength for other in tried}
-        place = STRENGTHS.index(settings.strength)
-        around = [STRENGTHS[i] for i in (place + 1, place - 1) if 0 <= i < len(STRENGTHS)]
-        return [dataclasses.replace(settings, strength=value) for value in around if value not in known][:1]
+        for name in ("strength", "rate_strength"):
+            value = getattr(settings, name)
+            if getattr(asked, name) is not None or value is None:
+                continue
+            place = STRENGTHS.index(value)
+            for i in (place + 1, place - 1):
+                change: dict[str, Any] = {name: STRENGTHS[i % len(STRENGTHS)]}
+                other = dataclasses.replace(settings, **change)
+                if 0 <= i < len(STRENGTHS) and other not in tried:
+                    return [other]
+        return []
 
     def start(self, problem: KSpaceProblem, previous: Solver[LoreinSettings] | None = None) -> None:
         """See :class:`Solver`; every scan starts anew.
@@ -110,8 +122,8 @@ class Lorein(FieldBlocks[LoreinSettings]):
     def start_beside(self, other: Solver[LoreinSettings]) -> None:
         """See :class:`Solver`; a fit that differs in the weights of the maps goes on from where the other stands."""
         assert isinstance(other, Lorein)
-        low_rank = {name: getattr(other.settings, name) for name in ("strength", "smoothness", "coil_prior", "newton_steps", "inner_steps")}
-        alike = dataclasses.replace(self.settings, **low_rank) == other.settings
+        names = ("strength", "rate_strength", "smoothness", "coil_prior", "newton_steps", "inner_steps")
+        alike = dataclasses.replace(self.settings, **{name: getattr(other.settings, name) for name in names}) == other.settings
         if not (self.explicit and alike and other.step >= other.settings.low_rank_steps):
             self.start(other.problem)
             return
@@ -129,27 +141,15 @@ class Lorein(FieldBlocks[LoreinSettings]):
             self.block.step()
             self.bases = self.block.bases
             if self.step == self.settings.low_rank_steps - 1:
-                self.fit = self._fit_object()
+                self.fit = self.fit_object()
         elif not self.settled:
             self._newton()
 
-    def _fit_object(self) -> ParameterFit:
-        """Fit of the object's voxels; the others hold 1 and no amplitude, and are not used."""
-        mask = object_mask(self.bases, self.settings.mask_share).flatten()
-        mask = mask if bool(mask.any()) else torch.ones_like(mask)
-        found = fit_parameters(self.model, self.bases.flatten(1)[:, mask], self.basis, self.settings.fit_steps)
-
-        def placed(flat: Tensor, elsewhere: float) -> Tensor:
-            whole = torch.full(mask.shape, elsewhere, dtype=flat.dtype, device=flat.device)
-            whole[mask] = flat
-            return whole
-
-        values = {name: placed(value, 1.0) for name, value in found.values.items()}
-        return ParameterFit(values, placed(found.amplitude, 0.0), placed(found.residual, 0.0))
-
     def _weights(self) -> JointWeights:
         settings = self.settings
-        return JointWeights(START if settings.strength is None else settings.strength, settings.smoothness, settings.coil_prior)
+        variation = START if settings.strength is None else settings.strength
+        rate = START_RATE if settings.rate_strength is None else settings.rate_strength
+        return JointWeights(variation, settings.smoothness, settings.coil_prior, rate)
 
     def _newton(self) -> None:
         if self.joint is None:

@@ -12,7 +12,7 @@ from recon_core.calibration.signal_subspace import OFF_RESONANCE_RANGE, RANK, si
 from recon_core.errors import DataError
 from recon_core.operators.contrasts import ContrastTerm, HybridSamples
 from recon_core.options import option
-from recon_core.parameter_fit import MASK_SHARE, STEPS, fit_maps, object_mask
+from recon_core.parameter_fit import MASK_SHARE, STEPS, ParameterFit, fit_maps, fit_parameters, object_mask
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.signal_models import ParameterMap, signal_model
 from recon_core.solvers.base import Solver
@@ -26,6 +26,7 @@ class QuantitativeSettings:
     off_resonance: float = option(OFF_RESONANCE_RANGE, "largest off-resonance of the simulated signals", low=0.0, high=1000.0, unit="Hz")
     mask_share: float = option(MASK_SHARE, "voxels below this share of the 99th percentile are not fitted and read 0", low=0.0, high=1.0)
     fit_steps: int = option(STEPS, "steps of the voxel-wise fit", low=1, high=1000)
+    negative_rates: bool = option(False, "whether noise may drive a decay's rate below zero (means over voxels are then not biased)")
 
 
 T = TypeVar("T", bound=QuantitativeSettings)
@@ -59,7 +60,7 @@ class QuantitativeSolver(Solver[T]):
             )
         self.problem = problem
         self.step = 0
-        self.model = signal_model(problem.protocol)
+        self.model = signal_model(problem.protocol, self.settings.negative_rates)
         subspace = signal_subspace(problem.protocol, self.settings.rank, self.settings.off_resonance)
         self.basis, self.singular = subspace.basis.to(problem.device), subspace.singular.to(problem.device)
         self.kept = subspace.energy
@@ -72,7 +73,9 @@ class QuantitativeSolver(Solver[T]):
         if (self.settings.rank, self.settings.off_resonance) != (other.settings.rank, other.settings.off_resonance):
             QuantitativeSolver.start(self, other.problem)
             return
-        self.problem, self.step, self.model, self.kept = other.problem, 0, other.model, other.kept
+        assert other.problem.protocol is not None
+        self.problem, self.step, self.kept = other.problem, 0, other.kept
+        self.model = signal_model(other.problem.protocol, self.settings.negative_rates)
         self.basis, self.singular, self.data, self.term = other.basis, other.singular, other.data, other.term
         assert other.problem.sensitivities is not None
         self.sensitivities = other.problem.sensitivities
@@ -93,3 +96,17 @@ class QuantitativeSolver(Solver[T]):
         """Voxel-wise fit to the coefficients."""
         mask = object_mask(self.bases, self.settings.mask_share)
         return fit_maps(self.model, self.bases, self.basis, mask, self.settings.fit_steps)
+
+    def fit_object(self) -> ParameterFit:
+        """Fit of the object's voxels; the others hold 1 and no amplitude, and are not used."""
+        mask = object_mask(self.bases, self.settings.mask_share).flatten()
+        mask = mask if bool(mask.any()) else torch.ones_like(mask)
+        found = fit_parameters(self.model, self.bases.flatten(1)[:, mask], self.basis, self.settings.fit_steps)
+
+        def placed(flat: Tensor, elsewhere: float) -> Tensor:
+            whole = torch.full(mask.shape, elsewhere, dtype=flat.dtype, device=flat.device)
+            whole[mask] = flat
+            return whole
+
+        values = {name: placed(value, 1.0) for name, value in found.values.items()}
+        return ParameterFit(values, placed(found.amplitude, 0.0), placed(found.residual, 0.0))

@@ -35,6 +35,8 @@ _QUANTITATIVE = {
     "lrt": "recon_core.solvers.lrt",
     "summit": "recon_core.solvers.summit",
     "lorein": "recon_core.solvers.lorein",
+    "zero_deepsub": "recon_core.solvers.zero_deepsub",
+    "joint_maple": "recon_core.solvers.joint_maple",
 }
 
 

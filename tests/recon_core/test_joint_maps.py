@@ -10,7 +10,7 @@ import torch
 
 from recon_core.calibration.signal_subspace import signal_subspace
 from recon_core.operators.contrasts import ContrastTerm, HybridSamples
-from recon_core.parameter_fit import ParameterFit
+from recon_core.parameter_fit import ParameterFit, fit_parameters
 from recon_core.problem import KSpaceProblem
 from recon_core.signal_models import Protocol, signal_model
 from recon_core.solvers.joint_maps import JointMaps, JointWeights, conjugate_gradients
@@ -173,6 +173,67 @@ def test_weights_hold_back(term):
             joint.step(8, coils=False)
     spread = [joint.values()[0]["T1"].log().std() for joint in (rough, flat)]
     assert spread[1] < 0.93 * spread[0]
+
+
+DECAY = Protocol("decay", (4e-3, 9e-3, 15e-3))
+
+
+def decayed(strength: float, rate: float, negative: bool = False) -> tuple[JointMaps, torch.Tensor]:
+    """Three echoes of water (1 /s) about a square of 40 /s, fully sampled, one coil; noise scatters a voxel's rate by 9 /s."""
+    n = 32
+    rates = torch.ones(n, n)
+    rates[12:20, 12:20] = 40
+    generator = torch.Generator().manual_seed(4)
+    model = signal_model(DECAY, negative)
+    y = torch.linspace(-1, 1, n)[:, None].expand(n, n)
+    inside = torch.zeros(n, n, dtype=torch.bool)
+    inside[3:-3, 3:-3] = True
+    values = {"R2star": rates.flatten(), "off_resonance": (5 * y).flatten()}
+    images = (14.0 * inside.flatten() * model.signal(values)).reshape(3, n, n)
+    images = images + torch.randn(images.shape, dtype=torch.complex64, generator=generator) * math.sqrt(2)
+    spectra = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(images, dim=(-2, -1)), dim=(-2, -1), norm="ortho"), dim=(-2, -1))
+    k = torch.zeros(3 * n, n, 2)
+    k[..., 0] = torch.arange(n) - n // 2
+    k[..., 1] = (torch.arange(n) - n // 2).repeat(3)[:, None]
+    times, frames = torch.arange(3 * n, dtype=torch.float64), tuple(torch.arange(n) + n * t for t in range(3))
+    echoes = torch.arange(3, dtype=torch.float64)
+    problem = KSpaceProblem(spectra.reshape(1, -1, n), k, frames, times, echoes, (n, n), cartesian=True, protocol=DECAY)
+    basis = signal_subspace(DECAY, 3).basis
+    term = ContrastTerm(HybridSamples.of(problem), basis)
+    ones = torch.ones(1, n, n, dtype=torch.complex64)
+    joint = JointMaps(model, basis, term, ones, (200.0, 200.0), JointWeights(strength, 10.0, 1e-3, rate))
+    bases = term.adjoint(ones)
+    joint.start(fit_parameters(model, bases.flatten(1), basis), bases, 0.2)
+    for _ in range(8):
+        joint.step(8, coils=False)
+    return joint, inside
+
+
+def test_a_rate_has_a_weight_of_its_own():
+    """Water's rate is smoothed far below its noise, the square's edge stays, and the amplitude's weight does not pull on the rate."""
+    found = {weight: decayed(weight, 1.0)[0].values()[0]["R2star"].reshape(32, 32) for weight in (0.3, 10.0)}
+    for rate in found.values():
+        assert float(rate.min()) >= 0
+        assert float(rate[5:10, 5:-5].std()) < 3
+        assert float(rate[13:19, 13:19].mean()) > 20
+    water = [float(rate[5:10, 5:-5].mean()) for rate in found.values()]
+    assert abs(water[0] - water[1]) < 0.5
+    joint, inside = decayed(1.0, 0.0, negative=True)
+    scattered = joint.values()[0]["R2star"].reshape(32, 32)
+    assert float(scattered[5:10, 5:-5].std()) > 5
+    assert float((scattered[inside] < 0).float().mean()) > 0.2
+    assert 0.6 < joint.rate_noise < 1.3
+
+
+def test_values_at_a_bound_stand_still_and_leave_it_inwards():
+    joint, _ = decayed(1.0, 0.0)
+    at_bound = joint.point[0] <= joint.low[0]
+    assert 0.1 < float(at_bound.float().mean()) < 0.7
+    downhill = torch.ones_like(joint.point)
+    assert bool((joint._free(-downhill) == 1).all())
+    held = joint._free(downhill) == 0
+    assert torch.equal(held[0], at_bound)
+    assert not bool(held[-2:].any())
 
 
 def test_conjugate_gradients_solve_a_small_system():

@@ -16,9 +16,10 @@ from recon_core.errors import DataError, SettingError
 from recon_core.metrics import map_error
 from recon_core.operators.contrasts import HybridSamples, exact_cost
 from recon_core.options import build
-from recon_core.phantoms.relaxometry import CAPS, RelaxometryScan, RelaxometrySettings, simulate
+from recon_core.phantoms.relaxometry import CAPS, RelaxometryScan, RelaxometrySettings, complementary_masks, simulate
 from recon_core.problem import KSpaceProblem
 from recon_core.reconstruct import ReconstructionSettings, reconstruct
+from recon_core.signal_models import Protocol
 from recon_core.solvers import registry
 from recon_core.solvers.base import Solver
 from recon_core.solvers.field_blocks import FieldBlocks
@@ -32,6 +33,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "lrt": {"steps": 12, "strength": 0.05},
     "summit": {"steps": 6, **SMALL},
     "lorein": {"low_rank_steps": 10, "newton_steps": 2, "inner_steps": 4, "strength": 3.0},
+    "zero_deepsub": {"epochs": 3, "blocks": 1, "channels": 8, "iterations": 5},
+    "joint_maple": {"epochs": 3, "blocks": 1, "channels": 8, "iterations": 6},
 }
 FIELDS: dict[str, dict[str, Any]] = {
     "summit": {"steps": 6, **SMALL},
@@ -100,6 +103,48 @@ def test_each_method_beats_the_plainer_one(scan, calibrated):
     assert (errors["lrt"] < 0.8 * errors["parameter_fit"]).all()
     assert errors["lorein"][0] < 0.97 * errors["lrt"][0]
     assert (errors["lorein"][1:] < 0.85 * errors["lrt"][1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("zero_deepsub", {"epochs": 12, "channels": 16}), ("joint_maple", {"epochs": 30, "blocks": 2})]
+)
+def test_networks_trained_on_the_scan_beat_zero_filling(name, changes, scan, calibrated):
+    """Images and maps; readouts kept for validation are predicted better than before training, and another seed keeps others."""
+    plain, before, after = (
+        finished("parameter_fit", calibrated),
+        finished(name, calibrated, epochs=1),
+        finished(name, calibrated, **changes),
+    )
+
+    def errors(solver: Any) -> np.ndarray:
+        maps = {m.name: m.values.numpy() for m in solver.maps()}
+        assert all(np.isfinite(m).all() for m in maps.values())
+        return np.array([map_error(maps[n], scan.truth[n], scan.brain, CAPS.get(n), free_scale=n == "PD") for n in ("T1", "T2star", "PD")])
+
+    assert (errors(after) < errors(plain)).all()
+    assert errors(after)[1] < 0.8 * errors(plain)[1]
+    assert after.best < before.best  # type: ignore[attr-defined]
+    assert after.objective() is not None
+    other = finished(name, calibrated, seed=1)
+    assert not torch.equal(other.bases, finished(name, calibrated).bases)  # type: ignore[attr-defined]
+
+
+def test_data_consistency_and_its_gradient(calibrated):
+    """The derivative of a solved system is that of the solution."""
+    solver: Any = made("zero_deepsub", iterations=200, rank=3)
+    solver.start(calibrated)
+    generator = torch.Generator().manual_seed(1)
+    towards, ahead, slope = (torch.randn(solver.bases.shape, dtype=torch.complex64, generator=generator) for _ in range(3))
+    weight = torch.tensor(0.3)
+
+    def value(share: float, more: float = 0.0) -> float:
+        found = solver._consistent(solver.term, towards + share * ahead, weight + more)
+        return float((slope.conj() * found).real.sum())
+
+    z, mu = towards.clone().requires_grad_(True), weight.clone().requires_grad_(True)
+    (slope.conj() * solver._consistent(solver.term, z, mu)).real.sum().backward()
+    assert float((z.grad.conj() * ahead).real.sum()) == pytest.approx((value(0.5) - value(-0.5)), rel=2e-3)
+    assert float(mu.grad) == pytest.approx((value(0, 0.01) - value(0, -0.01)) / 0.02, rel=2e-2)
 
 
 def test_held_out_readouts_choose_the_strength(scan):
@@ -202,6 +247,16 @@ def test_simulation_needs_three_axes():
     assert basis.shape == (20, 3)
 
 
+@pytest.mark.parametrize(("contrasts", "acceleration"), [(1280, 480.0), (1280, 160.0), (30, 27.0)])
+def test_no_contrast_goes_without_a_line(contrasts, acceleration):
+    """A chain refuses a protocol with a contrast that has no readout."""
+    for seed in range(3):
+        masks = complementary_masks((8, 64), contrasts, acceleration, np.random.default_rng(seed))
+        assert min(len(mask) for mask in masks) >= 1
+        assert sum(len(mask) for mask in masks) == round(8 * 64 / acceleration * contrasts)
+        assert all(len(np.unique(mask)) == len(mask) for mask in masks)
+
+
 def simulate_protocol():
     from recon_core.phantoms.relaxometry import paper_protocol
 
@@ -210,12 +265,12 @@ def simulate_protocol():
     return protocol
 
 
-def test_the_maps_weight_goes_up_while_that_helps_else_down() -> None:
+def test_the_maps_weight_goes_up_while_that_helps_else_down(calibrated) -> None:
     def after(best: float, *tried: float) -> list[float | None]:
         found = Lorein.refinements(LoreinSettings(strength=best), LoreinSettings(), [LoreinSettings(strength=value) for value in tried])
         return [settings.strength for settings in found]
 
-    assert [c.strength for c in Lorein.candidates(LoreinSettings(), None)] == [3.0]  # type: ignore[arg-type]
+    assert [c.strength for c in Lorein.candidates(LoreinSettings(), calibrated)] == [3.0]
     assert after(3.0, 3.0) == [10.0]
     assert after(10.0, 3.0, 10.0) == [30.0]
     assert after(3.0, 3.0, 10.0) == [1.0]
@@ -223,5 +278,20 @@ def test_the_maps_weight_goes_up_while_that_helps_else_down() -> None:
     assert after(1.0, 3.0, 10.0, 1.0) == [0.3]
     assert after(1000.0, 300.0, 1000.0) == []
     given = LoreinSettings(strength=5.0)
-    assert Lorein.candidates(given, None) == [given]  # type: ignore[arg-type]
+    assert Lorein.candidates(given, calibrated) == [given]
     assert Lorein.refinements(given, given, [given]) == []
+
+
+def test_a_rates_weight_is_chosen_after_the_others(calibrated) -> None:
+    decay = calibrated.replace(protocol=Protocol("decay", tuple(0.004 + 0.003 * t for t in range(calibrated.n_frames))))
+    (first,) = Lorein.candidates(LoreinSettings(), decay)
+    assert (first.strength, first.rate_strength) == (3.0, 1.0)
+    tried = [first]
+    for strength, rate in ((10.0, 1.0), (1.0, 1.0), (3.0, 3.0), (3.0, 0.3)):
+        (following,) = Lorein.refinements(first, LoreinSettings(), tried)
+        assert (following.strength, following.rate_strength) == (strength, rate)
+        tried.append(following)
+    assert Lorein.refinements(first, LoreinSettings(), tried) == []
+    given = LoreinSettings(rate_strength=2.0)
+    assert Lorein.refinements(Lorein.candidates(given, decay)[0], given, [])[0].strength == 10.0
+    assert Lorein.candidates(LoreinSettings(), calibrated)[0].rate_strength is None
