@@ -24,7 +24,16 @@ QUICK: dict[str, dict[str, Any]] = {
     "inmr": {"steps": 12, "batch_frames": 4, "levels": 5, "log2_table": 10, "width": 16, "mapped": 8, "latent": 3, "smoothness": 0.5},
     "hash_inr": {"steps": 12, "batch_frames": 4, "levels": 4, "log2_table": 10, "width": 12, "depth": 2, "frame_step": 0.3},
     "stinr": {"steps": 12, "batch_frames": 4, "levels": 4, "log2_table": 10, "width": 12, "depth": 2, "variation": 0.1},
-    "da_inr": {"steps": 6, "batch_frames": 2, "levels": 4, "log2_table": 10, "width": 12, "depth": 2, "time_octaves": 2},
+    "da_inr": {
+        "steps": 6,
+        "batch_frames": 2,
+        "levels": 4,
+        "log2_table": 10,
+        "width": 12,
+        "depth": 2,
+        "time_octaves": 2,
+        "extractor": "gradients",
+    },
     "fmlp": {
         "steps": 12,
         "batch_frames": 2,
