@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gadgets import cartesian, spiral
 from gadgets.cartesian import Sampling
-from gadgets.field_map import ESTIMATE, echo_time, with_field_map, with_timing
+from gadgets.field_map import echo_time, estimated, with_field_map, with_timing
 from gadgets.framing import Physiology, framed
 from gadgets.header import Encoding, ScanHeader
 from gadgets.noise import NOISE_ADJUST_LEVEL, arrives_whitened, noise_level
@@ -176,10 +176,10 @@ def assemble(
         tell(binning.note)
     for note in notes:
         tell(note)
-    if settings.field_map == ESTIMATE:
+    if estimated(settings.field_map):
         # What would stop the correction stops the scan before its fit.
         echo_time(header, readouts[0].head.idx.contrast)
-        problem = with_timing(problem, readouts)
+        problem = with_timing(problem, settings.field_map, readouts)
     elif settings.field_map:
         problem = with_field_map(problem, settings.field_map, readouts)
     distance = np.where(sampling.mask, np.linalg.norm(sampling.trajectory.astype(np.float64), axis=-1), np.inf).min(axis=1)

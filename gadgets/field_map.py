@@ -11,12 +11,13 @@ from torch import Tensor
 
 from gadgets.header import ScanHeader
 from gadgets.readouts import Readout
-from recon_core.deblurring import CentreOut, correct
+from recon_core.deblurring import CentreOut
 from recon_core.errors import DataError, SettingError
+from recon_core.field_estimate import correct
 from recon_core.problem import ImageSeries, KSpaceProblem, resampled
 
 ESTIMATE = "estimate"
-"""Value of the chain property ``field_map`` that asks for a map from the images' phase."""
+"""Value of the chain property ``field_map`` that asks for a map from the images' phase; ``estimate:PATH`` mends that of a file."""
 
 _MOST = 0.98
 
@@ -33,6 +34,12 @@ def with_field_map(problem: KSpaceProblem, path: str, readouts: list[Readout]) -
         SettingError: the file cannot be read or does not fit the scan.
         DataError: the readouts do not say how far apart their samples lie.
     """
+    maps = _read(problem, path)
+    return problem.replace(sample_times=sample_times(readouts), field_map=maps.contiguous())
+
+
+def _read(problem: KSpaceProblem, path: str) -> Tensor:
+    """Maps of a file on a problem's matrix, float32 ``[(z,) y, x]`` or ``[frame, (z,) y, x]``, Hz."""
     try:
         stored = np.load(Path(path), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -46,19 +53,35 @@ def with_field_map(problem: KSpaceProblem, path: str, readouts: list[Readout]) -
         raise SettingError("field_map", f"{path!r} holds {len(stored)} maps for {problem.n_frames} frames", "Give one map, or one a frame.")
     if min(stored.shape[-dim:]) < 2:
         raise SettingError("field_map", f"{path!r} holds maps of {stored.shape[-dim:]} pixels", "Give at least 2 pixels an axis.")
-    maps = resampled(torch.from_numpy(np.ascontiguousarray(stored, dtype=np.float32)), problem.shape)
-    return problem.replace(sample_times=sample_times(readouts), field_map=maps.contiguous())
+    return resampled(torch.from_numpy(np.ascontiguousarray(stored, dtype=np.float32)), problem.shape)
 
 
-def with_timing(problem: KSpaceProblem, readouts: list[Readout]) -> KSpaceProblem:
+def estimated(value: str) -> bool:
+    """Whether a value of the chain property ``field_map`` asks for :func:`corrected`."""
+    return value.partition(":")[0] == ESTIMATE
+
+
+def with_timing(problem: KSpaceProblem, value: str, readouts: list[Readout]) -> KSpaceProblem:
     """The problem with the times of its samples, checked for :func:`corrected` before anything is fitted.
 
+    Args:
+        problem: of the readouts.
+        value: of the chain property ``field_map``.
+        readouts: of the problem, in order.
+
     Raises:
+        SettingError: the map to set out from cannot be read or does not fit the scan.
         DataError: the readouts do not say how far apart their samples lie, or do not run from the centre of k-space out alike.
     """
     timed = problem.replace(sample_times=sample_times(readouts))
     CentreOut.of(timed)
+    _start(timed, value)
     return timed
+
+
+def _start(problem: KSpaceProblem, value: str) -> Tensor | None:
+    path = value.partition(":")[2]
+    return _read(problem, path) if path else None
 
 
 def echo_time(header: ScanHeader, contrast: int) -> float:
@@ -73,15 +96,16 @@ def echo_time(header: ScanHeader, contrast: int) -> float:
     return header.echo_times[contrast]
 
 
-def corrected(series: ImageSeries, problem: KSpaceProblem, seconds: float) -> ImageSeries:
-    """A series without the off-resonance that its own phase tells (:mod:`recon_core.deblurring`).
+def corrected(series: ImageSeries, problem: KSpaceProblem, value: str, seconds: float) -> ImageSeries:
+    """A series without the off-resonance that its own phase tells (:mod:`recon_core.field_estimate`).
 
     Args:
         series: reconstructed as if on resonance.
         problem: of :func:`with_timing`.
+        value: of the chain property ``field_map``.
         seconds: of :func:`echo_time`.
     """
-    images, field = correct(series.images, CentreOut.of(problem), seconds)
+    images, field = correct(series.images, CentreOut.of(problem), seconds, _start(problem, value))
     # The map of a frame is 0 where there is no signal.
     bright = images.abs() > 0.1 * images.abs().amax()
     most = float(np.quantile(field[bright].abs().numpy(), _MOST)) if bool(bright.any()) else 0.0

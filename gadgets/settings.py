@@ -120,7 +120,7 @@ class ChainSettings:
     field_map: str = option(
         "",
         "Off-resonance: `estimate` (a map a frame from the images' phase at the header's TE; spiral arms), or a NumPy file in Hz, "
-        "`[(z,) y, x]` or one a frame, over the reconstructed field of view; none: on resonance.",
+        "`[(z,) y, x]` or one a frame, over the reconstructed field of view; `estimate:FILE` mends a file's; none: on resonance.",
     )
     regions: str = option(
         "", "Discs whose mean magnitude over time is sent: `NAME=x,y[,z],radius`, in pixels, several separated by semicolons."

@@ -28,7 +28,7 @@ from gadgets.assemble import Assembled, assemble
 from gadgets.binning.clock import readout_times
 from gadgets.courses import courses, parse_lines, parse_regions
 from gadgets.executor import Method, Reconstruct, Task, execute
-from gadgets.field_map import ESTIMATE, corrected, echo_time
+from gadgets.field_map import corrected, echo_time, estimated
 from gadgets.flags import Kind
 from gadgets.framing import Physiology
 from gadgets.header import ScanHeader, parse
@@ -278,8 +278,8 @@ def run(
     problems = assembled(groups, header, settings, noise, tell, tally.waveforms)
     scale: Scale | None = None
     for group, made, series in reconstructed(problems, settings, tell, reconstruct if method is None else method):
-        if settings.field_map == ESTIMATE:
-            series = corrected(series, made.problem, echo_time(header, made.heads[0].idx.contrast))
+        if estimated(settings.field_map):
+            series = corrected(series, made.problem, settings.field_map, echo_time(header, made.heads[0].idx.contrast))
             tell(series.notes[-1])
         if settings.image_type == "magnitude":
             scale = scale or magnitude_scale(series.images.numpy(), more_to_come=group.total > 1)

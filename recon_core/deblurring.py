@@ -25,14 +25,11 @@ _FRAMES_AT_ONCE = 32
 _DAMPING = 0.005
 """Against the largest eigenvalue, which is near 1: what the blur has spread beyond the field of view or cancelled is not amplified."""
 _STEPS = 3
-_SMOOTHING = (0.8, 0.9)
-"""Standard deviation, pixels, of the map's smoothing in each round: the sharper images of the second have noisier phases."""
 _FAINT = 0.02
 """Share of a frame's largest squared magnitude below which the phase is noise: the map fades to 0 there."""
 _ROBUST = 0.5
 """Radians beyond which a pixel's phase hardly counts as that of coils and transmitter."""
 _ROBUST_STEPS = 20
-_FOCUS_FRAMES = 8
 _FOCUS_STEPS = (60.0, 60.0, 30.0)
 """Hz by which the smooth part of the field is varied, sweep by sweep."""
 
@@ -141,37 +138,8 @@ def _solve(images: Tensor, blur: Blur, steps: int) -> Tensor:
     return x
 
 
-def correct(images: Tensor, timing: CentreOut, echo_time: float) -> tuple[Tensor, Tensor]:
-    """Estimate a map a frame from the phase of the images, deblur, estimate again from the sharper ones, deblur.
-
-    The phase is that of coils and transmitter, the same in all frames and smooth (a polynomial of second order), and 2πΔf TE. The smooth
-    part of the field comes from :func:`smooth_field`.
-
-    Args:
-        images: complex64 ``[frame, y, x]``, reconstructed as if on resonance.
-        timing: when each |k| was passed.
-        echo_time: s from the excitation to k = 0; |Δf| up to half its inverse can be told.
-
-    Returns:
-        Images complex64 ``[frame, y, x]`` and the maps float32 ``[frame, y, x]``, Hz.
-
-    Raises:
-        DataError: no echo time.
-    """
-    if not 0 < echo_time < math.inf:
-        raise DataError("TE", f"{1e3 * echo_time:g} ms", "The field is told by the phase between excitation and k = 0: give that time.")
-    static = smooth_phase(images.mean(0))
-    chosen = torch.linspace(0, len(images) - 1, min(_FOCUS_FRAMES, len(images))).round().long()
-    first = phase_field(images[chosen] * _turned(static), echo_time, _SMOOTHING[0])
-    static = static - 2 * math.pi * echo_time * smooth_field(images[chosen], timing, first)
-    sharp, field = images, torch.zeros(images.shape)
-    for width in _SMOOTHING:
-        field = phase_field(sharp * _turned(static), echo_time, width)
-        sharp = deblurred(images, timing, field)
-    return sharp, field
-
-
-def _turned(phase: Tensor) -> Tensor:
+def turned(phase: Tensor) -> Tensor:
+    """The factor that takes a phase away."""
     return torch.polar(torch.ones_like(phase), -phase)
 
 
@@ -209,13 +177,14 @@ def smooth_field(images: Tensor, timing: CentreOut, field: Tensor) -> Tensor:
 def phase_field(images: Tensor, echo_time: float, width: float) -> Tensor:
     """Off-resonance that the phase of images ``[frame, y, x]`` tells, Hz, smoothed over ``width`` pixels by squared magnitude."""
     energy = images * images.abs()
-    smoothed = torch.fft.ifft2(torch.fft.fft2(energy) * _gaussian(images.shape[-2:], width))
+    smoothed = torch.fft.ifft2(torch.fft.fft2(energy) * gaussian(images.shape[-2:], width))
     magnitude = smoothed.abs()
     trust = magnitude / (magnitude + _FAINT**2 * magnitude.amax((1, 2), keepdim=True)).clamp_min(1e-30)
     return torch.angle(smoothed) / (2 * math.pi * echo_time) * trust
 
 
-def _gaussian(shape: torch.Size, width: float) -> Tensor:
+def gaussian(shape: torch.Size, width: float) -> Tensor:
+    """Transfer function of a Gaussian of ``width`` pixels' standard deviation, ``[y, x]``; k = 0 at index 0."""
     ky, kx = (torch.fft.fftfreq(n) for n in shape)
     return torch.exp(-2 * (math.pi * width) ** 2 * (ky[:, None] ** 2 + kx[None] ** 2))
 

@@ -31,7 +31,7 @@ class OnlineSettings:
 
     rank: int = option(12, "Temporal components K of the provisional model.", low=1, high=64)
     start_rank: int = option(8, "The same until the model has settled: fewer are sooner there.", low=1, high=64)
-    window: float = option(4.0, "Newest data that the provisional model is fitted to.", low=0.1, high=600.0, unit="s")
+    window: float = option(8.0, "Newest data that the provisional model is fitted to.", low=0.1, high=600.0, unit="s")
     forget: float = option(0.999, "Weight of a frame in the model's fit relative to the next one.", low=0.9, high=1.0)
     steps: int = option(4, "Proximal gradient steps on U in one refinement.", low=1, high=1000)
     start_steps: int = option(6, "Proximal gradient steps on U after a start.", low=1, high=1000)

@@ -1,9 +1,9 @@
 """Simulated speech: moving tongue, lips, velum, jaw and larynx on single spiral arms, without inverse crime.
 
 The design is that of public real-time speech data (Lim et al., Sci Data 2021;8:187; Lingala et al., Magn Reson Med 2017;77:112): arms of
-2.5 ms, 6 ms apart, 13 of which fill k-space of 84² pixels over 200 mm, one arm a frame. Off-resonance follows from the air's shape by
-the dipole field of a body that goes on unchanged to both sides (Salomir et al., Concepts Magn Reson B 2003;19:26), so that it moves with
-the articulators, and its phase accrues along an arm at each sample's own time.
+2.5 ms, 6 ms apart, 13 of which fill k-space of 84² pixels over 200 mm, one arm a frame. Off-resonance is the field that the air's
+susceptibility makes in tissue (:mod:`recon_core.phantoms.susceptibility`), so that it moves with the articulators, and its phase accrues
+along an arm at each sample's own time.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from recon_core.phantoms.measurement import (
     shading,
 )
 from recon_core.phantoms.settings import SpeechSettings as SpeechSettings
+from recon_core.phantoms.susceptibility import bars, convolved, in_tissue
 from recon_core.phantoms.vocal_tract import HALF_AXES, VocalTract
 from recon_core.threads import at_most_threads
 from recon_core.trajectories import GradientLimits, spiral_arms
 
-PHANTOM_VERSION = "speech 1"
+PHANTOM_VERSION = "speech 2"
 """Changes with every change of the phantom: figures of different versions cannot be compared."""
 
 ECHO_TIME = 0.8e-3
@@ -45,7 +46,6 @@ _HEAD = 200.0  # mm that a head of scale 1 fills
 _LIMITS = GradientLimits(amplitude=40.0, slew_rate=150.0)
 _DWELL = 4e-6
 _DESIGNS = (4, 6, 8, 10, 13, 16, 20, 26, 32, 40, 52, 64, 80, 104, 128, 256)
-_SMOOTH_MM = 1.0
 _BORDER_SHARE = 0.995
 _TISSUE = 0.1
 
@@ -103,20 +103,20 @@ class SpeechObject:
 
     def _prepare_field(self, shape: tuple[int, int], field_of_view: tuple[float, float]) -> None:
         # What moves is so small that its field has faded within the field of view; what stays has not, and goes on beyond the edges.
-        self._kernel = _dipole(shape, field_of_view)
+        self._kernel = bars(shape, field_of_view)
         reach = [n // 2 for n in shape]
         wide = pad(self._tract.air[None, None], (reach[1], reach[1], reach[0], reach[0]), mode="replicate")[0, 0]
-        kernel = _dipole((wide.shape[0], wide.shape[1]), (2 * field_of_view[0], 2 * field_of_view[1]))
-        field = torch.fft.irfft2(torch.fft.rfft2(wide) * kernel, s=wide.shape)
+        field = convolved(wide, bars((wide.shape[0], wide.shape[1]), (2 * field_of_view[0], 2 * field_of_view[1])))
         self._static = field[reach[0] : reach[0] + shape[0], reach[1] : reach[1] + shape[1]].contiguous()
         signal, air = self._posture(np.zeros(len(ARTICULATORS)))
-        field = self._static + self._moved(air)
+        field = self._field(air)
         tissue = (signal > _TISSUE) & (air < 0.5)
         self._shim = _smooth_fit(field, tissue)
         self._hertz = self.off_resonance / float((field - self._shim)[tissue].abs().quantile(_BORDER_SHARE))
 
-    def _moved(self, air: Tensor) -> Tensor:
-        return torch.fft.irfft2(torch.fft.rfft2(air - self._tract.air) * self._kernel, s=air.shape)
+    def _field(self, air: Tensor) -> Tensor:
+        """Field in tissue before the shim, of Δχ f0 = 1 Hz."""
+        return in_tissue(self._static + convolved(air - self._tract.air, self._kernel), air)
 
     def _posture(self, posture: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Signal and share of air ``[y, x]``."""
@@ -133,23 +133,12 @@ class SpeechObject:
         if not self.off_resonance:
             return torch.polar(signal.clamp_min(0.0), self._phase.expand_as(signal)), torch.zeros_like(signal)
         limit = self.off_resonance
-        frequency = (self._hertz * (self._static + self._moved(air) - self._shim)).clamp(-limit, limit)
+        frequency = (self._hertz * (self._field(air) - self._shim)).clamp(-limit, limit)
         return torch.polar(signal.clamp_min(0.0), self._phase + 2 * math.pi * ECHO_TIME * frequency), frequency
 
     def at(self, time: float) -> Tensor:
         """The object at one moment, complex64 ``[y, x]``."""
         return self.at_with_frequency(time)[0]
-
-
-def _dipole(shape: tuple[int, int], field_of_view: tuple[float, float]) -> Tensor:
-    """Field of a susceptibility along ``y``, in the half spectrum of a slice through a body that does not change across it."""
-    ky = torch.fft.fftfreq(shape[0], field_of_view[0] / shape[0])[:, None]
-    kx = torch.fft.rfftfreq(shape[1], field_of_view[1] / shape[1])[None]
-    squared = ky**2 + kx**2
-    squared[0, 0] = 1.0
-    kernel = 1 / 3 - ky**2 / squared
-    kernel[0, 0] = 0.0
-    return kernel * torch.exp(-2 * (math.pi * _SMOOTH_MM) ** 2 * squared)
 
 
 def _smooth_fit(field: Tensor, where: Tensor) -> Tensor:

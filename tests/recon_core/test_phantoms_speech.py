@@ -12,6 +12,7 @@ from recon_core.phantoms.articulation import ARTICULATORS, Articulation
 from recon_core.phantoms.coils import grid_axes
 from recon_core.phantoms.measurement import sample_slice
 from recon_core.phantoms.speech import ECHO_TIME, SpeechObject, SpeechSettings, simulate
+from recon_core.phantoms.susceptibility import bars, convolved, in_tissue
 
 SMALL = SpeechSettings(matrix=(36, 30), field_of_view=(200.0, 180.0), frames=12, coils=3, detail=2, off_resonance=400.0)
 
@@ -89,20 +90,22 @@ def test_off_resonance_lies_at_air_and_moves_with_it(head):
     assert float(change[tissue].quantile(0.99)) > 60
 
 
-def test_the_dipole_field_is_that_of_a_cylinder():
-    """Across the field a thin cylinder's shift is Δχ/2 · (a/r)² · cos 2φ outside, −Δχ/6 inside (Lorentz-corrected)."""
-    from recon_core.phantoms.speech import _dipole
-
-    shape, fov = (256, 256), (256.0, 256.0)
-    y, x = np.meshgrid(np.arange(256) - 128, np.arange(256) - 128, indexing="ij")
-    radius = 14.0
-    inside = torch.from_numpy((np.hypot(y, x) <= radius).astype(np.float32))
-    field = torch.fft.irfft2(torch.fft.rfft2(inside) * _dipole(shape, fov), s=shape).numpy()
-    assert field[128, 128] == pytest.approx(-1 / 6, abs=0.01)
-    for r in (22, 30):
-        expected = 0.5 * (radius / r) ** 2
-        assert field[128 + r, 128] == pytest.approx(expected, rel=0.08)
-        assert field[128, 128 + r] == pytest.approx(-expected, rel=0.08)
+@pytest.mark.parametrize("radius", [6.3, 14.0])
+def test_air_makes_the_field_of_a_cylinder_in_tissue(radius):
+    """Across the field a thin cylinder's shift is Δχ f0/2 · (a/r)² · cos 2φ outside, up to its surface."""
+    shape, fov = (256, 192), (256.0, 192.0)
+    y, x = np.meshgrid(np.arange(256) - 128.0, np.arange(192) - 96.0, indexing="ij")
+    r = np.hypot(y, x)
+    air = torch.from_numpy(np.clip(radius + 0.5 - r, 0, 1).astype(np.float32))
+    field = in_tissue(convolved(air, bars(shape, fov)), air).numpy()
+    expected = 0.5 * radius**2 * (y**2 - x**2) / np.maximum(r, 1) ** 4
+    tissue = (r > radius + 0.6) & (r < 45)
+    assert np.abs(field - expected)[tissue].max() < 0.05
+    assert np.abs(field - expected)[tissue].mean() < 0.004
+    # Pixels that the border cuts have the tissue's field, not a mixture with the air's (-1/6).
+    border = np.abs(r - radius) < 0.5
+    assert np.abs(field - 0.5 * (y**2 - x**2) / np.maximum(r, 1) ** 2)[border].max() < 0.15
+    assert not field[r < radius - 9].any()
 
 
 def test_samples_are_the_exact_sum_with_phase_at_each_samples_own_time(head):
