@@ -12,6 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from gadgets.openmp import sleep_while_waiting
+
+sleep_while_waiting()  # as in all processes of ours; before torch and finufft are loaded
+
+# ruff: noqa: E402
 import torch
 from torch import Tensor
 

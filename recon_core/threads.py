@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,7 +50,17 @@ def share_out(work: Callable[[slice], None], count: int, device: torch.device) -
 @functools.cache
 def _helpers(threads: int) -> ThreadPoolExecutor:
     """Resident threads of one core each: to begin threads, and to limit them, takes longer than a part of work."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="share", initializer=lambda: at_most_threads(1).__enter__())
+    return ThreadPoolExecutor(threads, thread_name_prefix="share", initializer=_hold_to_one)
+
+
+_held = threading.local()
+
+
+def _hold_to_one() -> None:
+    """Limit the calling thread for as long as it lives. A team of two from here would, from then on, put all others' to sleep at once."""
+    # Once nothing refers to it the limit ends.
+    _held.limit = at_most_threads(1)
+    _held.limit.__enter__()
 
 
 os.register_at_fork(after_in_child=_helpers.cache_clear)
