@@ -41,9 +41,11 @@ def fitted(scan: tuple[KSpaceProblem, np.ndarray]) -> Inmr:
     return fit(scan[0], steps=720, batch_frames=2)
 
 
-def test_dynamics_are_learned(fitted: Inmr, scan: tuple[KSpaceProblem, np.ndarray]) -> None:
+def test_dynamics_are_learned(fitted: Inmr, scan: tuple[KSpaceProblem, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     """Well below 1, where the time average stays, and better than the time average of the truth."""
     truth = scan[1]
+    # The toy is drawn on its pixels: unlike a scanned object it has content in the corners of k-space, which no spoke reaches.
+    monkeypatch.setattr(fitted, "disc", None)
     scores = metrics.score(fitted.images().images.numpy(), truth, metrics.moving_region(truth))
     assert scores["dynamic_error"] < 0.5
     assert scores["psnr_db"] > scores["time_average_psnr_db"] + 3
