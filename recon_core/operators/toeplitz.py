@@ -181,7 +181,7 @@ class SubspaceNormal:
     def _convolve_lines(self, kernel: Tensor, ramp: Tensor, spectra: Tensor) -> None:
         """Transform lines along the last axis, mix with ``kernel`` [parity, point, K, K], transform back, in place."""
         n = ramp.shape[0]
-        lines = spectra.reshape(-1, spectra[0, 0].numel() // n, n)
+        lines = spectra.view(-1, spectra[0, 0].numel() // n, n)
         count = lines.shape[1]
         at_once = max(1, _IN_CACHE // (lines.shape[0] * n)) if spectra.device.type == "cpu" else count
 
