@@ -33,7 +33,7 @@ class SummedNormal(SubspaceNormal):
     """A subspace normal operator from a kernel that was summed elsewhere (see :func:`recon_core.operators.toeplitz.subspace_kernel`)."""
 
     def __init__(self, kernel: Tensor, sensitivities: Tensor, rank: int) -> None:
-        self.sensitivities, self.dim, self.rank, self.kernel = sensitivities, sensitivities.ndim - 1, rank, kernel
+        self.hold(kernel, sensitivities, rank)
 
 
 class RunningSums:

@@ -134,10 +134,13 @@ class SubspaceNormal:
     """
 
     def __init__(self, spectra: Tensor, sensitivities: Tensor, temporal: Tensor) -> None:
-        self.sensitivities = sensitivities
+        self.hold(subspace_kernel(spectra, temporal), sensitivities, temporal.shape[0])
+
+    def hold(self, kernel: Tensor, sensitivities: Tensor, rank: int) -> None:
+        """Take a kernel of :func:`subspace_kernel` and the maps."""
+        self.kernel, self.sensitivities, self.rank = kernel, sensitivities, rank
         self.dim = sensitivities.ndim - 1
-        self.rank = temporal.shape[0]
-        self.kernel = subspace_kernel(spectra, temporal)
+        self.maps = list(_modulated(sensitivities))
 
     def __repr__(self) -> str:
         return f"SubspaceNormal(K={self.rank}, {self.sensitivities.shape[0]} coils, shape={tuple(self.sensitivities.shape[1:])})"
@@ -145,85 +148,118 @@ class SubspaceNormal:
     def __call__(self, bases: Tensor) -> Tensor:
         """Apply to bases ``[K, (z,) y, x]``."""
         total = torch.zeros_like(bases)
-        scale = 1 / math.prod(2 * n for n in bases.shape[1:])
-        ramps = [torch.exp(-1j * math.pi / n * torch.arange(n, device=bases.device)).to(bases.dtype) for n in bases.shape[1:]]
-        for coils in self.sensitivities.split(self._coils_at_once()):
-            spectra = bases.new_empty((self.rank, *coils.shape))
-            for number, odd in enumerate(itertools.product((False, True), repeat=self.dim - 1)):
-                modulated = coils
-                for axis, ramp in enumerate(ramps[:-1]):
-                    if odd[axis]:
-                        modulated = modulated * ramp.reshape(-1, *[1] * (self.dim - 1 - axis))
-                self._transform(modulated, bases, spectra)
-                self._convolve_lines(self.kernel[2 * number : 2 * number + 2], ramps[-1], spectra)
-                self._combine((modulated * scale).conj_physical(), spectra, total)
+        first, others = bases.shape[1], bases[0, 0].numel()
+        ramp = _ramp(first, bases)
+        at_once = max(1, _MIXED_VALUES // bases.numel())
+        for start in range(0, self.sensitivities.shape[0], at_once):
+            coils = slice(start, start + at_once)
+            # Lines along the first axis, which is the innermost here.
+            lines = bases.new_empty((self.rank, others, self.sensitivities[coils].shape[0], first))
+            for number, (there, back) in enumerate(self.maps):
+                self._transform(there[coils], bases, lines)
+                _convolve_lines(self.kernel[number :: len(self.maps)], ramp, lines)
+                self._combine(back[coils], lines, total)
         return total
 
-    def _transform(self, coils: Tensor, bases: Tensor, spectra: Tensor) -> None:
-        """``spectra[k, coil]`` = transform of ``coil · U_k`` along all axes but the last."""
+    def _transform(self, coils: Tensor, bases: Tensor, lines: Tensor) -> None:
+        """``lines[k]`` = transform of all ``coil · U_k`` along all axes but the first."""
 
         def work(part: slice) -> None:
-            for some in _pieces(part, coils):
-                spectra[some] = torch.fft.fftn(coils * bases[some, None], dim=tuple(range(2, 1 + self.dim)))
+            images = bases.new_empty((_bases_at_once(part, bases), *coils.shape))
+            for some in _pieces(part, images.shape[0]):
+                torch.mul(coils, bases[some, None], out=images)
+                spectra = torch.fft.fftn(images, dim=tuple(range(3, 2 + self.dim)))
+                _turn(spectra.flatten(3).flatten(1, 2), lines[some].flatten(2))
 
         share_out(work, self.rank, bases.device)
 
-    def _combine(self, coils: Tensor, spectra: Tensor, total: Tensor) -> None:
+    def _combine(self, coils: Tensor, lines: Tensor, total: Tensor) -> None:
         """Add to ``total[k]`` the sum over coils of the inverse transforms, not scaled, times ``coils``."""
 
         def work(part: slice) -> None:
-            for some in _pieces(part, coils):
-                images = torch.fft.ifftn(spectra[some], dim=tuple(range(2, 1 + self.dim)), norm="forward")
+            spectra = total.new_empty((_bases_at_once(part, total), *coils.shape))
+            for some in _pieces(part, spectra.shape[0]):
+                _turn(lines[some].flatten(2), spectra.flatten(3).flatten(1, 2))
+                images = torch.fft.ifftn(spectra, dim=tuple(range(3, 2 + self.dim)), norm="forward")
                 total[some] += images.mul_(coils).sum(1)
 
         share_out(work, self.rank, total.device)
 
-    def _convolve_lines(self, kernel: Tensor, ramp: Tensor, spectra: Tensor) -> None:
-        """Transform lines along the last axis, mix with ``kernel`` [parity, point, K, K], transform back, in place."""
-        n = ramp.shape[0]
-        lines = spectra.view(-1, spectra[0, 0].numel() // n, n)
-        count = lines.shape[1]
-        at_once = max(1, _IN_CACHE // (lines.shape[0] * n)) if spectra.device.type == "cpu" else count
-
-        def work(part: slice) -> None:
-            for first in range(part.start, part.stop, at_once):
-                block = slice(first, min(first + at_once, part.stop))
-                _mix_lines(kernel[:, block.start * n : block.stop * n], ramp, lines[:, block])
-
-        share_out(work, count, spectra.device)
-
-    def _coils_at_once(self) -> int:
-        """Coils whose spectra of all bases stay within the memory set aside for them."""
-        return max(1, _MIXED_VALUES // (self.rank * self.kernel.shape[1]))
-
 
 _MIXED_VALUES = 1 << 24
+"""Spectra of all bases for so many coils at a time that they stay within this number of complex values."""
 _IN_CACHE = 100_000
 """Complex values that, with what they are turned into, stay in a core's cache."""
 
 
-def _pieces(part: slice, coils: Tensor) -> Iterator[slice]:
-    """Numbers of bases in ``part``, as many at a time as stay in cache with all coils; all of them on a GPU."""
-    at_once = max(1, _IN_CACHE // coils.numel()) if coils.device.type == "cpu" else part.stop
+def _modulated(sensitivities: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """For even and odd places of all axes but the first: maps times ramps, and their conjugates over the doubled grid's size."""
+    others = sensitivities.shape[2:]
+    scale = 1 / math.prod(2 * n for n in sensitivities.shape[1:])
+    for odd in itertools.product((False, True), repeat=len(others)):
+        maps = sensitivities
+        for axis, n in enumerate(others):
+            if odd[axis]:
+                maps = maps * _ramp(n, maps).reshape(-1, *[1] * (len(others) - 1 - axis))
+        yield maps, (maps * scale).conj_physical()
+
+
+def _ramp(n: int, like: Tensor) -> Tensor:
+    return torch.exp(-1j * math.pi / n * torch.arange(n, device=like.device)).to(like.dtype)
+
+
+def _bases_at_once(part: slice, bases: Tensor) -> int:
+    return 1 if bases.device.type == "cpu" else part.stop - part.start
+
+
+def _pieces(part: slice, at_once: int) -> Iterator[slice]:
     for first in range(part.start, part.stop, at_once):
         yield slice(first, min(first + at_once, part.stop))
 
 
+def _turn(source: Tensor, target: Tensor) -> None:
+    """Copy complex64 ``source`` [number, row, column] to ``target`` [number, column, row]."""
+    if source.device.type != "cpu":
+        target.copy_(source.mT)
+        return
+    # As float64, one matrix at a time, the copy is done in tiles.
+    for columns, rows in zip(target.view(torch.float64), source.view(torch.float64).mT, strict=True):
+        columns.copy_(rows)
+
+
+def _convolve_lines(kernel: Tensor, ramp: Tensor, lines: Tensor) -> None:
+    """Transform ``lines`` [K, line, coil, n] along the last axis, mix with ``kernel`` [parity, point, K, K], transform back, in place."""
+    rank, count, coils, n = lines.shape
+    at_once = max(1, _IN_CACHE // (rank * coils * n)) if lines.device.type == "cpu" else count
+
+    def work(part: slice) -> None:
+        for block in _pieces(part, at_once):
+            _mix_lines(kernel[:, block.start * n : block.stop * n], ramp, lines[:, block].transpose(1, 2))
+
+    share_out(work, count, lines.device)
+
+
 def _mix_lines(kernel: Tensor, ramp: Tensor, lines: Tensor) -> None:
-    """Even and odd places of ``lines`` [basis and coil, line, x] through their kernels [parity, point, K, K]; the sum replaces them."""
-    points, rank = kernel.shape[1:3]
-    turned = lines.new_empty((points, lines.shape[0]))
+    """Even and odd places of ``lines`` [K, coil, line, n] through their kernels [parity, point, K, K]; the sum replaces them."""
+    rank, coils, count, n = lines.shape
+    turned = lines.new_empty((count * n, rank, coils))
     mixed = torch.empty_like(turned)
-    result = lines
+    ordered = lines.new_empty(lines.shape)
+    real, out = (torch.view_as_real(t).flatten(2) for t in (turned, mixed))
+    even = ordered
     for parity in (0, 1):
-        spectra = torch.fft.fft(lines * ramp if parity else lines).reshape(-1, points)
-        # As float64 a copy that turns rows into columns is done in tiles.
-        turned.view(torch.float64).copy_(spectra.view(torch.float64).T)
-        real, out = (torch.view_as_real(t).view(points, rank, -1) for t in (turned, mixed))
+        if parity:
+            torch.mul(lines, ramp, out=ordered)
+        else:
+            ordered.copy_(lines)
+        _turn(torch.fft.fft(ordered).view(1, rank * coils, -1), turned.flatten(1)[None])
         torch.bmm(kernel[parity], real, out=out)
-        spectra.view(torch.float64).copy_(mixed.view(torch.float64).T)
-        back = torch.fft.ifft(spectra.view(lines.shape), norm="forward")
-        result = torch.addcmul(result, back, ramp.conj_physical(), out=lines) if parity else back
+        _turn(mixed.flatten(1)[None], ordered.view(1, rank * coils, -1))
+        back = torch.fft.ifft(ordered, norm="forward")
+        if parity:
+            torch.addcmul(even, back, ramp.conj_physical(), out=lines)
+        else:
+            even = back
 
 
 def subspace_kernel(spectra: Tensor, temporal: Tensor) -> Tensor:
@@ -234,10 +270,11 @@ def subspace_kernel(spectra: Tensor, temporal: Tensor) -> Tensor:
         temporal: float32 ``[K, frame]``.
 
     Returns:
-        float32 ``[parity, point, K, K]``: parities in the order (even, even), (even, odd), … of (z,) y, x; points of the undoubled grid.
+        float32 ``[parity, point, K, K]``: parities in the order (even, even), (even, odd), … of (z,) y, x; points of the undoubled grid,
+        its first axis innermost.
     """
     rank, dim = temporal.shape[0], spectra.ndim - 1
     products = (temporal[:, None] * temporal[None]).flatten(0, 1)
     apart = spectra.reshape(-1, *itertools.chain.from_iterable((n // 2, 2) for n in spectra.shape[1:]))
-    apart = apart.permute(*range(2, 2 * dim + 1, 2), *range(1, 2 * dim, 2), 0).reshape(-1, spectra.shape[0])
+    apart = apart.permute(*range(2, 2 * dim + 1, 2), *range(3, 2 * dim, 2), 1, 0).reshape(-1, spectra.shape[0])
     return (apart @ products.T).reshape(2**dim, -1, rank, rank)

@@ -162,7 +162,7 @@ def test_kernel_holds_even_and_odd_places_apart() -> None:
     spectra, temporal = torch.randn(4, 6, 10), torch.randn(2, 4)
     kernel = subspace_kernel(spectra, temporal)
     for parity, (y, x) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
-        own = spectra[:, y::2, x::2].flatten(1)
+        own = spectra[:, y::2, x::2].mT.flatten(1)
         torch.testing.assert_close(kernel[parity], torch.einsum("kt,lt,tq->qkl", temporal, temporal, own))
 
 
