@@ -140,6 +140,15 @@ class SubspaceNormal:
         """Take a kernel of :func:`subspace_kernel` and the maps."""
         self.kernel, self.sensitivities, self.rank = kernel, sensitivities, rank
         self.dim = sensitivities.ndim - 1
+
+    @property
+    def sensitivities(self) -> Tensor:
+        """Complex64 ``[coil, (z,) y, x]``; others may take their place."""
+        return self._sensitivities
+
+    @sensitivities.setter
+    def sensitivities(self, sensitivities: Tensor) -> None:
+        self._sensitivities = sensitivities
         self.maps = list(_modulated(sensitivities))
 
     def __repr__(self) -> str:

@@ -315,3 +315,18 @@ def test_times_between_frames(fitted: SubspaceInr) -> None:
     nearest = torch.stack([frames.images[3], frames.images[4]])
     assert float((middle - nearest.mean(0)).norm()) < float((nearest[0] - nearest[1]).norm()) + 1e-6
     torch.testing.assert_close(fitted.images(frames.times[7:9]).images, frames.images[7:9], rtol=1e-3, atol=1e-4)
+
+
+def test_phase_is_in_the_operator_as_in_its_right_hand_side(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
+    """Where they differed the fit would have no solution: G must be that of maps times phase, as the target is."""
+    problem = scan[0]
+    solver = SubspaceInr(dataclasses.replace(SMALL, field=0.0))
+    solver.start(problem)
+    assert float((solver.phase - 1).abs().max()) > 1e-3
+    plain = SubspaceInr(dataclasses.replace(SMALL, field=0.0))
+    plain.start(problem)
+    plain.normal.sensitivities = plain.normal.sensitivities * plain.phase.conj()
+    bases = torch.randn_like(solver.target)
+    expected = plain.normal(bases * solver.phase) * solver.phase.conj()
+    torch.testing.assert_close(solver.normal(bases), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(solver.aligned, solver.target * solver.phase.conj())

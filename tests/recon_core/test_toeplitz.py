@@ -158,6 +158,19 @@ def test_subspace_with_the_identity_is_frame_wise() -> None:
     torch.testing.assert_close(SubspaceNormal(spectra, maps, torch.eye(3))(images), ToeplitzNormal(spectra, maps)(images))
 
 
+def test_other_sensitivities_take_their_place() -> None:
+    shape, rank = (6, 9), 3
+    spectra, maps, temporal = torch.rand(4, 12, 18), maps_of(2, shape), torch.randn(rank, 4)
+    bases = torch.randn(rank, *shape, dtype=torch.complex64)
+    turned = maps * torch.exp(3j * torch.rand(shape))
+    normal = SubspaceNormal(spectra, maps, temporal)
+    before = normal(bases)
+    normal.sensitivities = turned
+    after = normal(bases)
+    assert relative(after, before) > 0.1
+    torch.testing.assert_close(after, SubspaceNormal(spectra, turned, temporal)(bases))
+
+
 def test_kernel_holds_even_and_odd_places_apart() -> None:
     spectra, temporal = torch.randn(4, 6, 10), torch.randn(2, 4)
     kernel = subspace_kernel(spectra, temporal)
