@@ -164,7 +164,7 @@ def preferred(fits: Sequence[_Fit], cls: type[Solver[Any]]) -> _Fit:
     """
     best = fits[0]
     for later in fits[1:]:
-        if later.error < (1 - cls.evidence) * best.error:
+        if later.error < (1 - cls.evidence_for(later.settings, best.settings)) * best.error:
             best = later
     count = len(best.errors)
     if count < 2 or cls.regularisation(best.settings) is None:

@@ -148,6 +148,11 @@ class Solver(abc.ABC, Generic[S]):
         return None
 
     @classmethod
+    def evidence_for(cls, settings: Any, instead_of: Any) -> float:
+        """Share by which settings must lower the held-out error of those tried before to be taken instead."""
+        return cls.evidence
+
+    @classmethod
     def admissible(cls, settings: Any, asked: Any) -> bool:
         """Whether the choice may fall on these settings; others are tried only on the way."""
         return True

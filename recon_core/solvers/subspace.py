@@ -32,6 +32,8 @@ from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames
 
+BASIS_STRENGTHS = (0.06, 0.01)
+"""λ of the low-resolution series' temporal total variation: the first unless another is set or chosen."""
 _POWER_ITERATIONS = 6
 # Settings of which neither basis nor Gram operator depend.
 _OF_THE_FIT = ("steps", "strength", "static_strength")
@@ -46,7 +48,7 @@ class SubspaceSettings:
     strength: float | None = option(None, "regularisation of the bases, relative to the largest adjoint magnitude; auto: held-out", low=0.0)
     static_strength: float = option(5e-5, "λ of spatial total variation of the first, nearly static basis", low=0.0)
     basis_width: int = option(32, "matrix of the low-resolution series that gives the temporal basis", low=8, high=256)
-    basis_strength: float = option(0.06, "λ of that series' temporal total variation", low=0.0)
+    basis_strength: float | None = option(0.06, "λ of that series' temporal total variation", low=0.0)
     basis_steps: int = option(40, "FISTA steps of that series", low=1, high=10_000)
     basis_frames: int = option(
         640, "frames of that series at most; of longer scans neighbouring ones are joined for it", low=8, high=100_000
@@ -170,9 +172,8 @@ def basis_series(problem: KSpaceProblem, settings: SubspaceSettings, engine: str
         DataError: no frame has a sample.
     """
     coarse = _joined(problem, settings)
-    series = low_resolution_series(
-        coarse, settings.basis_width, settings.basis_strength, settings.basis_steps, settings.basis_coils, engine
-    )
+    strength = BASIS_STRENGTHS[0] if settings.basis_strength is None else settings.basis_strength
+    series = low_resolution_series(coarse, settings.basis_width, strength, settings.basis_steps, settings.basis_coils, engine)
     filled = torch.tensor([n for n, frame in enumerate(occupied_frames(coarse)) if frame.points.shape[0]])
     # A frame without readouts has only its neighbours to go by.
     return interpolate_frames(series[filled.to(series.device)], coarse.frame_times[filled], coarse.frame_times)

@@ -316,7 +316,7 @@ def test_progress_is_told_at_every_tenth() -> None:
 
 
 def method(regularisation: Callable[[int], int | None]) -> type[Solver[Any]]:
-    return type("Method", (), {"evidence": 0.0, "regularisation": staticmethod(regularisation)})
+    return type("Method", (), {"evidence_for": staticmethod(lambda *_: 0.0), "regularisation": staticmethod(regularisation)})
 
 
 def test_what_held_out_readouts_do_not_tell_apart_is_regularised_most():

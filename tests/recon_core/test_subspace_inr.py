@@ -15,6 +15,7 @@ from recon_core.operators.low_rank import LocallyLowRank
 from recon_core.operators.phase import smooth_phase
 from recon_core.problem import KSpaceProblem
 from recon_core.reconstruct import ReconstructionSettings, reconstruct
+from recon_core.solvers.subspace import BASIS_STRENGTHS
 from recon_core.solvers.subspace_inr import FIELD_SHARES, STRENGTHS, SubspaceInr, SubspaceInrSettings
 
 SMALL = SubspaceInrSettings(rank=6, steps=40, strength=0.015, basis_width=20, basis_coils=3, field=0.35, field_steps=60, field_batch=6)
@@ -252,7 +253,10 @@ def test_thresholds_are_raised_as_long_as_that_helps() -> None:
 
     plain = tried[0]
     assert [(t.strength, t.smooth, t.even, t.field) for t in tried] == [(0.02, False, False, 0.0), (0.011, False, False, 0.0)]
+    assert plain.basis_strength == BASIS_STRENGTHS[0]
     assert next_after(plain) == [(0.035, False, False, 0.0)]
+    assert next_after(plain) == [(0.02, False, False, 0.0)]
+    assert tried[-1].basis_strength == BASIS_STRENGTHS[1]
     assert next_after(plain) == [(0.02, True, False, 0.0)]
     smooth = dataclasses.replace(plain, smooth=True)
     assert next_after(smooth) == [(0.035, True, False, 0.0)]
@@ -260,7 +264,17 @@ def test_thresholds_are_raised_as_long_as_that_helps() -> None:
     assert next_after(smooth) == [(0.02, True, False, share) for share in FIELD_SHARES]
     assert next_after(smooth) == []
     tried = SubspaceInr.candidates(asked, None)
-    assert next_after(tried[1]) == [(0.011, False, False, share) for share in FIELD_SHARES]
+    assert next_after(tried[1]) == [(0.011, False, False, 0.0)]
+    rough = tried[-1]
+    assert rough.basis_strength == BASIS_STRENGTHS[1]
+    assert next_after(rough) == [(0.011, False, False, share) for share in FIELD_SHARES]
+
+
+def test_a_less_smooth_v_has_to_predict_clearly_better() -> None:
+    plain = SubspaceInr.candidates(SubspaceInrSettings(), None)[0]
+    rough = dataclasses.replace(plain, basis_strength=BASIS_STRENGTHS[1])
+    assert SubspaceInr.evidence_for(rough, plain) == 0.03
+    assert SubspaceInr.evidence_for(plain, rough) == SubspaceInr.evidence_for(plain, plain) == 0.0
 
 
 def test_there_is_a_field_unless_it_is_set_to_none() -> None:
@@ -281,7 +295,7 @@ def test_another_share_has_the_same_field(scan: tuple[KSpaceProblem, torch.Tenso
 
 
 def test_what_is_set_is_not_refined() -> None:
-    asked = SubspaceInrSettings(strength=0.02, smooth=False, even=False, field=0.35)
+    asked = SubspaceInrSettings(strength=0.02, basis_strength=0.06, smooth=False, even=False, field=0.35)
     assert SubspaceInr.candidates(asked, None) == [asked]
     assert SubspaceInr.refinements(asked, asked, [asked]) == []
 
