@@ -23,6 +23,7 @@ from gadgets.settings import ChainSettings
 from recon_core.errors import SettingError
 from recon_core.online.measured import FrameEncoder, MeasuredFrame, SlidingGridding
 from recon_core.online.model import OnlineModel, OnlineSettings
+from recon_core.online.residual import SlidingResidual
 from recon_core.online.tracker import Model, Tracker
 from recon_core.operators.nufft import resolve_engine
 from recon_core.problem import ImageSeries
@@ -82,6 +83,7 @@ class SliceEngine:
         self._encoder: FrameEncoder | None = None
         self._gridding: SlidingGridding | None = None
         self._tracker: Tracker | None = None
+        self._residual: SlidingResidual | None = None
         self._model: OnlineModel | None = None
         self._lock = threading.Lock()
         self._published: Model | None = None
@@ -181,6 +183,9 @@ class SliceEngine:
         self._encoder = FrameEncoder(problem, self.settings.coils, self._engine)
         # As many readouts as pixels: more of them blur more than their fewer streaks gain.
         self._gridding = SlidingGridding(self._encoder, min(problem.n_readouts, max(problem.shape)))
+        if self.online.residual > 0:
+            readouts = max(1, round(self.online.residual / max(self._encoder.coverage, 1e-9)))
+            self._residual = SlidingResidual(self._encoder.sensitivities, readouts)
         for frame in early[:-1]:
             measured = self._measure(frame)[1]
             self._gridding.image(measured)
@@ -197,7 +202,9 @@ class SliceEngine:
             self._tracker = Tracker(self._published)
             self._catch_up(self._tracker)
         elif self._tracker is not None and self._published is not None and self._published is not self._tracker.model:
-            self._tracker.follow(self._published)
+            move = self._tracker.follow(self._published)
+            if self._residual is not None:
+                self._residual.follow(move)
         measured = [self._measure(frame) for frame in frames]
         if self._tracker is not None:
             return self._tracked_images(self._tracker, frames, measured)
@@ -214,6 +221,10 @@ class SliceEngine:
         for frame, new in zip(frames, reduced, strict=True):
             self._keep(frame, new)
         solved = tracker.solve(reduced)
+        images = solved.images
+        if self._residual is not None:
+            self._residual.add(reduced, solved.coefficients)
+            images = images + self._residual.image(tracker.model)
         self._hand_over(reduced, solved.coefficients, tracker.model.version)
         return [
             Provisional(
@@ -225,7 +236,7 @@ class SliceEngine:
                 max(0.0, frame.times[-1] - tracker.model.time),
                 error,
             )
-            for frame, (made, _), image, error in zip(frames, measured, solved.images, solved.errors.tolist(), strict=True)
+            for frame, (made, _), image, error in zip(frames, measured, images, solved.errors.tolist(), strict=True)
         ]
 
     def _catch_up(self, tracker: Tracker) -> None:
@@ -233,7 +244,10 @@ class SliceEngine:
         with self._lock:
             frames = [reduced for _, reduced in self._first if reduced.time > tracker.model.time]
         if frames:
-            self._hand_over(frames, tracker.solve(frames).coefficients, tracker.model.version)
+            rows = tracker.solve(frames).coefficients
+            if self._residual is not None:
+                self._residual.add(frames, rows)
+            self._hand_over(frames, rows, tracker.model.version)
 
     def _hand_over(self, frames: list[MeasuredFrame], coefficients: Tensor, version: int) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class FrameEncoder:
     Attributes:
         sensitivities: complex64 ``[coil, (z,) y, x]``.
         compression: complex64 ``[coil, channel]``.
+        coverage: share of k-space that one readout covers: its length in it, one cycle per field of view broad.
     """
 
     def __init__(self, start: KSpaceProblem, coils: int, engine: str = "auto", density_power: float = DENSITY_POWER) -> None:
@@ -68,6 +70,7 @@ class FrameEncoder:
         self.density = calibrated.weights.sum(0) / counted.sum(0).clamp_min(1)
         self.weights = (self.density / self.density.max().clamp_min(1e-30)).pow(density_power)
         self.start_readouts = start.n_readouts
+        self.coverage = _coverage(start)
 
     def __repr__(self) -> str:
         return f"FrameEncoder({self.sensitivities.shape[0]} coils, shape={self.shape}, from {self.start_readouts} readouts)"
@@ -104,6 +107,18 @@ class FrameEncoder:
 
     def _combine(self, nufft: Nufft, samples: Tensor) -> Tensor:
         return (self.sensitivities.conj() * nufft.adjoint(samples)).sum(0)
+
+
+def _coverage(problem: KSpaceProblem) -> float:
+    """Mean share of the disc (ball) of k-space, as wide as the image's matrix, that one readout covers."""
+    steps = problem.trajectory.diff(dim=1).norm(dim=-1)
+    half = torch.tensor([n / 2 for n in reversed(problem.shape)], device=steps.device)
+    inside = (problem.trajectory.abs() <= half).all(-1)
+    if problem.mask is not None:
+        inside &= problem.mask
+    length = float((steps * (inside[:, 1:] & inside[:, :-1])).sum()) / problem.n_readouts
+    ball = math.pi / 4 if problem.dim == 2 else math.pi / 6
+    return length / (ball * math.prod(problem.shape))
 
 
 class SlidingGridding:

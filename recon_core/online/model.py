@@ -12,7 +12,7 @@ from recon_core.calibration.temporal_basis import joined_frames, low_resolution_
 from recon_core.errors import DataError
 from recon_core.online.measured import FrameEncoder, MeasuredFrame
 from recon_core.online.running import RunningSums
-from recon_core.online.tracker import Model, nearest, spectral_products
+from recon_core.online.tracker import Model, coil_spectra, nearest, spectral_products
 from recon_core.options import option
 from recon_core.problem import KSpaceProblem
 from recon_core.solvers.base import interpolate_frames
@@ -41,6 +41,9 @@ class OnlineSettings:
     start: float = option(2.0, "Data that give the first bases.", low=0.1, high=60.0, unit="s")
     settle: float = option(4.0, "Until there are so many data the model is started anew, from all of them.", low=0.1, high=60.0, unit="s")
     strength: float = option(2e-4, "Λ of spatial total variation, as of the subspace solvers.", low=0.0)
+    residual: float = option(
+        0.8, "Share of k-space covered by the newest readouts whose residual is gridded and added to an image; 0: none.", low=0.0, high=10.0
+    )
     basis_width: int = option(24, "Matrix of the low-resolution series that gives V at a start.", low=8, high=128)
     basis_frames: int = option(
         160, "Frames of that series at most when the model settles; neighbouring ones are joined for it.", low=8, high=100_000
@@ -305,9 +308,11 @@ class OnlineModel:
         steps = torch.tensor([float(entry.frame.steps) for entry in entries[1:]], dtype=torch.float64)
         change = (rows[:, 1:] - rows[:, :-1]) / steps.sqrt()
         innovation = change @ change.T / max(1, change.shape[1])
+        spectra = coil_spectra(bases, self.encoder.sensitivities)
         model = Model(
             bases=bases,
-            products=spectral_products(bases, self.encoder.sensitivities),
+            spectra=spectra,
+            products=spectral_products(spectra),
             last=rows[:, -1],
             innovation=innovation,
             noise=1.0,

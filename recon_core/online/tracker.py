@@ -17,7 +17,8 @@ class Model:
 
     Attributes:
         bases: complex64 ``[K, (z,) y, x]``, U.
-        products: float32 ``[pair, point]``, :func:`spectral_products` of the bases.
+        spectra: complex64 ``[coil, K, point]``, :func:`coil_spectra` of the bases.
+        products: float32 ``[pair, point]``, :func:`spectral_products` of them.
         last: float64 ``[K]``, V of the newest frame of the fit.
         innovation: float64 ``[K, K]``, covariance of V's change from one frame to the next.
         noise: residual variance a sample that the fit left, in units of the noise's (model error included).
@@ -26,6 +27,7 @@ class Model:
     """
 
     bases: Tensor
+    spectra: Tensor
     products: Tensor
     last: Tensor
     innovation: Tensor
@@ -56,32 +58,40 @@ class Model:
         return torch.tensordot(coefficients.to(self.bases), self.bases, dims=1)
 
 
-def spectral_products(bases: Tensor, sensitivities: Tensor) -> Tensor:
-    """``Re Σ_c conj(Û_kc) Û_lc`` on the doubled grid over its size, k ≤ l, Û_kc the spectrum of coil c times basis k.
-
-    A frame's K×K normal matrix is their product with its point-spread spectrum: exact, and no transform a frame.
+def coil_spectra(bases: Tensor, sensitivities: Tensor) -> Tensor:
+    """Spectra of every coil times every basis on the doubled grid.
 
     Args:
         bases: complex64 ``[K, (z,) y, x]``.
         sensitivities: complex64 ``[coil, (z,) y, x]``.
 
     Returns:
+        complex64 ``[coil, K, point]``.
+    """
+    return torch.stack([pad_fft(coil * bases, bases.ndim - 1).flatten(1) for coil in sensitivities])
+
+
+def spectral_products(spectra: Tensor) -> Tensor:
+    """``Re Σ_c conj(Û_kc) Û_lc`` on the doubled grid over its size, k ≤ l.
+
+    A frame's K×K normal matrix is their product with its point-spread spectrum: exact, and no transform a frame.
+
+    Args:
+        spectra: complex64 ``[coil, K, point]``, Û.
+
+    Returns:
         float32 ``[pair, point]``, pairs as :func:`torch.triu_indices` has them.
     """
-    rank, dim = bases.shape[0], bases.ndim - 1
-    out: Tensor | None = None
-    for coil in sensitivities:
-        spectra = pad_fft(coil * bases, dim).flatten(1)
-        real, imaginary = spectra.real.contiguous(), spectra.imag.contiguous()
-        if out is None:
-            out = torch.zeros((rank * (rank + 1) // 2, real.shape[1]), dtype=real.dtype, device=real.device)
+    rank, points = spectra.shape[1:]
+    out = torch.zeros((rank * (rank + 1) // 2, points), dtype=torch.float32, device=spectra.device)
+    for coil in spectra:
+        real, imaginary = coil.real.contiguous(), coil.imag.contiguous()
         first = 0
         for k in range(rank):
             rows = out[first : first + rank - k]
             rows.addcmul_(real[k:], real[k]).addcmul_(imaginary[k:], imaginary[k])
             first += rank - k
-    assert out is not None
-    return out / out.shape[1]
+    return out / points
 
 
 def nearest(old: Model, new: Model) -> Tensor:
@@ -122,11 +132,14 @@ class Tracker:
         self._state = model.last.clone()
         self._covariance = model.innovation * 1.0
 
-    def follow(self, model: Model) -> None:
+    def follow(self, model: Model) -> Tensor:
         """Go on with other bases: V moves to where its image is nearest in them.
 
         Args:
             model: newer bases of the same scan.
+
+        Returns:
+            :func:`nearest` of the old and the new.
         """
         new = model
         move = nearest(self.model, new)
@@ -134,6 +147,7 @@ class Tracker:
         # What the new bases can show and the old ones could not is unknown: let the next frames tell.
         self._covariance = move @ self._covariance @ move.T + 4 * new.innovation
         self.model = new
+        return move
 
     def solve(self, frames: list[MeasuredFrame]) -> Tracked:
         """Track frames in order of time."""

@@ -11,7 +11,7 @@ from recon_core.calibration.calibrate import calibrate
 from recon_core.online.measured import FrameEncoder, SlidingGridding
 from recon_core.online.model import gauge, sliding_series, smooth_coefficients
 from recon_core.online.running import RunningSums
-from recon_core.online.tracker import Model, Tracker, spectral_products
+from recon_core.online.tracker import Model, Tracker, coil_spectra, spectral_products
 from recon_core.operators.nufft import Nufft
 from recon_core.operators.toeplitz import SubspaceNormal
 from recon_core.solvers.base import NoSettings
@@ -66,7 +66,8 @@ def exact(problem, encoder, frame):
 def model_of(bases, encoder, noise=1.0, innovation=None, last=None):
     spread = 1e-2 * torch.eye(RANK, dtype=torch.float64) if innovation is None else innovation
     start = torch.zeros(RANK, dtype=torch.float64) if last is None else last
-    return Model(bases, spectral_products(bases, encoder.sensitivities), start, spread, noise, 0.0, 1)
+    spectra = coil_spectra(bases, encoder.sensitivities)
+    return Model(bases, spectra, spectral_products(spectra), start, spread, noise, 0.0, 1)
 
 
 def test_a_measured_frame_is_its_data_term(problem, encoder, frames, bases):
