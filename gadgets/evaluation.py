@@ -138,18 +138,35 @@ class Curve:
     @property
     def half_shift(self) -> float:
         """Frames by which the rise to half of the enhancement comes late, between frames."""
-        return _half_time(self.found) - _half_time(self.truth)
+        return arrival(self.found, 0.5) - arrival(self.truth, 0.5)
+
+    @property
+    def arrival_shift(self) -> float:
+        """Frames by which the bolus arrives late: :func:`arrival` at a tenth of the rise."""
+        return arrival(self.found) - arrival(self.truth)
 
 
-def _half_time(curve: NDArray[np.float64]) -> float:
-    """Frame, between whole ones, at which a curve last passes half of its rise, from its first frames to its largest value."""
+def arrival(curve: NDArray[Any], share: float = 0.1) -> float:
+    """Bolus arrival time: the frame, between whole ones, at which a curve on its upslope last passes a share of its rise.
+
+    The rise goes from the mean of the first twentieth of the frames (at least one) to the largest value. Between frames the curve is
+    taken as straight.
+
+    Args:
+        curve: ``[frame]``.
+        share: of the rise, between 0 and 1.
+
+    Returns:
+        Frames from the first; that of the largest value where no frame before it lies below the share.
+    """
     top = int(curve.argmax())
-    half = 0.5 * (curve[: max(1, round(_BEFORE * len(curve)))].mean() + curve[top])
-    below = np.flatnonzero(curve[:top] < half)
+    before = float(curve[: max(1, round(_BEFORE * len(curve)))].mean())
+    level = before + share * (float(curve[top]) - before)
+    below = np.flatnonzero(curve[:top] < level)
     if len(below) == 0:
         return float(top)
     last = int(below[-1])
-    return last + float((half - curve[last]) / (curve[last + 1] - curve[last]))
+    return last + (level - float(curve[last])) / float(curve[last + 1] - curve[last])
 
 
 def evaluate_curves(path: str | Path, scan: str | Path, group: str | None = None) -> dict[str, Curve]:

@@ -20,8 +20,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="score images against a simulated truth",
         description="Score a reconstructed series against the truth in a simulated scan. One phase a pixel and one scale are free; "
         "images stored as magnitudes are scored as magnitudes. Of a simulated protocol the parameter maps are scored, of a "
-        "contrast-enhanced scan the curves of its regions too: root-mean-square difference in % of the true maximum, and how late peak "
-        "and half of the rise come.",
+        "contrast-enhanced scan the curves of its regions too: root-mean-square difference in % of the true maximum, and how late peak, "
+        "half of the rise and a tenth of it (the bolus's arrival) come.",
     )
     parser.add_argument("images", metavar="OUT.h5", help="the images")
     parser.add_argument("scan", metavar="SCAN.h5", help="the simulated scan")
@@ -59,7 +59,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         told = {
             name: {
-                region: {"difference_percent": c.difference, "peak_shift": c.peak_shift, "half_shift": c.half_shift}
+                region: {
+                    "difference_percent": c.difference,
+                    "peak_shift": c.peak_shift,
+                    "half_shift": c.half_shift,
+                    "arrival_shift": c.arrival_shift,
+                }
                 for region, c in of.items()
             }
             for name, of in series.items()
@@ -74,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"dynamic error   {scores['dynamic_error']:.3f} (1: no motion recovered)")
     for name, of in series.items():
         for region, curve in of.items():
-            shifts = f"peak {curve.peak_shift:+d}, half of the rise {curve.half_shift:+.1f} frames"
+            shifts = f"peak {curve.peak_shift:+d}, half of the rise {curve.half_shift:+.1f}, a tenth {curve.arrival_shift:+.1f} frames"
             print(f"{name:14s}  {region:14s}{curve.difference:6.2f} % RMS of the maximum, {shifts}")
     return 0
 

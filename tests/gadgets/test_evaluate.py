@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gadgets import cli
-from gadgets.evaluation import Curve, evaluate, evaluate_provisional, image_series, pixel_values
+from gadgets.evaluation import Curve, arrival, evaluate, evaluate_provisional, image_series, pixel_values
 from gadgets.scanfile import ImageWriter, Truth, write_scan, write_truth
 from recon_core.errors import DataError
 from recon_core.metrics import moving_region, score
@@ -186,6 +186,18 @@ def test_curves_are_compared_with_the_true_ones():
     assert Curve(_bolus(-1.5), truth).half_shift == pytest.approx(-1.5, abs=0.05)
 
 
+def test_the_bolus_arrives_where_the_curve_passes_a_share_of_its_rise():
+    ramp = np.array([2.0, 2.0, 2.0, 6.0, 10.0, 12.0, 7.0, 3.0])
+    assert arrival(ramp) == pytest.approx(2 + 0.1 * 10 / 4)
+    assert arrival(ramp, 0.5) == pytest.approx(3.25)
+    # A bump before the upslope is no arrival; what comes after the peak neither.
+    bumped = np.array([2.0, 4.0, 2.0, 6.0, 10.0, 12.0, 1.0, 12.0])
+    assert arrival(bumped) == arrival(ramp)
+    # No frame lies before the rise: it cannot be told.
+    assert arrival(np.array([5.0, 4.0, 3.0])) == 0.0
+    assert Curve(_bolus(2.0), _bolus(0.0)).arrival_shift == pytest.approx(2.0, abs=0.05)
+
+
 def test_the_command_tells_curves_of_regions(tmp_path, capsys):
     pixels = np.full((40, 3, 8, 8), 0.5, dtype=np.complex64)
     region = np.zeros((3, 8, 8), dtype=bool)
@@ -202,7 +214,7 @@ def test_the_command_tells_curves_of_regions(tmp_path, capsys):
     told = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in told[-2:]] == [["good", "aorta"], ["late", "aorta"]]
     assert "0.00 % RMS" in told[-2]
-    assert "peak +1, half of the rise +1.0 frames" in told[-1]
+    assert "peak +1, half of the rise +1.0, a tenth +1.0 frames" in told[-1]
     rows = (tmp_path / "curves.csv").read_text().splitlines()
     assert rows[0] == "time_s,aorta truth,aorta good,aorta late"
     assert len(rows) == 41
