@@ -125,6 +125,17 @@ def test_the_model_settles_once_it_has_seen_enough(scan):
     assert not engine._first
 
 
+def test_the_residual_is_added_where_there_is_a_model(scan):
+    """Gridded images before it are the same without; of a still object there is little to add."""
+    with_it, without = (list(run(scan, mode="online", **{"online.residual": share})) for share in ("0.8", "0"))
+    assert len(with_it) == len(without)
+    changes = [float(np.linalg.norm(a.data - b.data) / np.linalg.norm(b.data)) for a, b in zip(with_it, without, strict=True)]
+    of_model = [tracked(image) for image in with_it]
+    assert any(of_model)
+    assert all((change > 0) == by_model for change, by_model in zip(changes, of_model, strict=True))
+    assert changes[-1] < 0.05
+
+
 def tracked(image) -> bool:
     return int(image.meta["ModelVersion"]) > 0
 
