@@ -118,11 +118,11 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         known_levels = {(other.strength, other.smooth, other.even) for other in tried}
         if asked.strength is None and stronger and (stronger[0], settings.smooth, settings.even) not in known_levels:
             return [dataclasses.replace(settings, strength=stronger[0])]
-        weaker = [value for value in BASIS_STRENGTHS if value < (settings.basis_strength or 0.0)][:1]
-        if asked.basis_strength is None and weaker and all(other.basis_strength != weaker[0] for other in tried):
-            return [dataclasses.replace(settings, basis_strength=weaker[0])]
-        # Data that want the lowest threshold are good.
+        # Data that want the lowest threshold are good; it would not hold down the noise of a rougher V either.
         limited = settings.strength is None or settings.strength > STRENGTHS[0] or asked.strength is not None
+        weaker = [value for value in BASIS_STRENGTHS if value < (settings.basis_strength or 0.0)][:1]
+        if limited and asked.basis_strength is None and weaker and all(other.basis_strength != weaker[0] for other in tried):
+            return [dataclasses.replace(settings, basis_strength=weaker[0])]
         for name in ("smooth", "even"):
             if limited and getattr(asked, name) is None and not any(getattr(other, name) for other in tried):
                 return [dataclasses.replace(settings, **{name: True})]
