@@ -7,9 +7,10 @@ both ways. Coordinates of an image are a fixed grid: corner indices and weights 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -82,6 +83,43 @@ class HashGridPlan:
 
     indices: Tensor
     weights: Tensor
+
+    @functools.cached_property
+    def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same by entry: rows of the features (int32) and weights, both ``[level · point · corner]``, and where each entry's begin."""
+        entries = self.indices.flatten()
+        # A level's entries come after those of coarser ones: what belongs to the first levels stays in front.
+        order = torch.argsort(entries, stable=True)
+        begin = torch.cumsum(torch.bincount(entries), dim=0)
+        rows, begin = order // self.indices.shape[2], torch.cat([begin.new_zeros(1), begin])
+        return rows.to(torch.int32), self.weights.flatten()[order], begin.to(torch.int32)
+
+
+class _PlannedFeatures(torch.autograd.Function):
+    """Features at planned points. The derivative of torch's embedding_bag sorts all indices in every call; a plan is sorted once."""
+
+    @staticmethod
+    def forward(ctx: Any, params: Tensor, plan: HashGridPlan, levels: int) -> Tensor:
+        ctx.plan, ctx.levels, ctx.entries = plan, levels, params.shape[0]
+        return _features(params, plan, levels)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        rows, weights, begin = ctx.plan.transposed
+        used = ctx.plan.indices[: ctx.levels].numel()
+        begin = begin[: int(torch.searchsorted(begin, used)) + 1]
+        summed = nn.functional.embedding_bag(
+            rows[:used], gradient.contiguous(), begin, per_sample_weights=weights[:used], mode="sum", include_last_offset=True
+        )
+        return nn.functional.pad(summed, (0, 0, 0, ctx.entries - summed.shape[0])), None, None
+
+
+def _features(params: Tensor, plan: HashGridPlan, levels: int) -> Tensor:
+    """``[level · point, feature]`` of the first levels."""
+    corners = plan.indices.shape[2]
+    indices, weights = (each[:levels].reshape(-1, corners) for each in (plan.indices, plan.weights))
+    return nn.functional.embedding_bag(indices, params, per_sample_weights=weights, mode="sum")
 
 
 def corner_entries(layout: HashGridLayout, coordinates: Tensor, level: int) -> tuple[Tensor, Tensor]:
@@ -166,11 +204,12 @@ class HashGrid(nn.Module):
             active: levels that are switched on (coarse to fine); the others give zero and get no gradient.
         """
         plan = points if isinstance(points, HashGridPlan) else self.plan(points)
-        levels, n_points, corners = plan.indices.shape
+        levels, n_points, _ = plan.indices.shape
         on = levels if active is None else min(active, levels)
-        indices = plan.indices[:on].reshape(-1, corners)
-        weights = plan.weights[:on].reshape(-1, corners)
-        summed = nn.functional.embedding_bag(indices, self.params, per_sample_weights=weights, mode="sum")
+        if plan is points and self.params.device.type == "cpu":
+            summed: Tensor = _PlannedFeatures.apply(self.params, plan, on)
+        else:
+            summed = _features(self.params, plan, on)
         features = summed.reshape(on, n_points, self.layout.features).permute(1, 0, 2).reshape(n_points, -1)
         return nn.functional.pad(features, (0, self.out_dim - features.shape[1]))
 

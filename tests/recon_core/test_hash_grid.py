@@ -88,6 +88,19 @@ def test_levels_switched_off_give_zero_and_get_no_gradient() -> None:
     assert float(grid.params.grad[boundary:].abs().max()) == 0
 
 
+@pytest.mark.parametrize("active", [None, 1, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_plan_and_coordinates_give_the_same_gradient(layout: HashGridLayout, active: int | None) -> None:
+    coordinates = torch.rand(70, layout.dim)
+    target = torch.randn(70, layout.levels * layout.features)
+    gradients = []
+    for planned in (False, True):
+        grid = HashGrid(layout, scale=1.0)
+        (grid(grid.plan(coordinates) if planned else coordinates, active) * target).sum().backward()
+        gradients.append(grid.params.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
 def test_gradient_against_differences() -> None:
     layout = HashGridLayout(2, levels=3, features=2, log2_table=8, base=3, growth=2.0)
     grid = HashGrid(layout, scale=1.0)
