@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -198,10 +199,32 @@ def _raw(parameter: Parameter, value: float) -> float:
     return value / (_OFF_RESONANCE_UNIT if parameter.name == "off_resonance" else 1.0)
 
 
+class _Clamp(torch.autograd.Function):
+    """Bounds that a value may leave inwards: torch's clamp has no gradient beyond them, and what got there would stay for good."""
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(raw)
+        ctx.bounds = low, high
+        return raw.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (raw,), (low, high) = ctx.saved_tensors, ctx.bounds
+        outwards = ((raw <= low) & (gradient > 0)) | ((raw >= high) & (gradient < 0))
+        return gradient * ~outwards, None, None
+
+
+def within(raw: Tensor, low: float, high: float) -> Tensor:
+    """Values within bounds, with the gradient of those that lie at one and would come back."""
+    clamped: Tensor = _Clamp.apply(raw, low, high)
+    return clamped
+
+
 def _bounded(parameter: Parameter, raw: Tensor) -> Tensor:
     """A field's output as a value within the parameter's bounds."""
     if parameter.logarithmic:
-        return torch.exp(raw.clamp(math.log(parameter.low), math.log(parameter.high)))
+        return torch.exp(within(raw, math.log(parameter.low), math.log(parameter.high)))
     if parameter.name == "B":
         return torch.tanh(raw)
-    return (raw * (_OFF_RESONANCE_UNIT if parameter.name == "off_resonance" else 1.0)).clamp(parameter.low, parameter.high)
+    return within(raw * (_OFF_RESONANCE_UNIT if parameter.name == "off_resonance" else 1.0), parameter.low, parameter.high)

@@ -8,6 +8,7 @@ each, coil sensitivities of a coarse hash field, all fitted to the one scan. Wha
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TypeVar
 
 import torch
@@ -25,7 +26,7 @@ from recon_core.solvers.quantitative import QuantitativeSettings, QuantitativeSo
 # Weights of the weighted nuclear norm (paper): proton density; T1, off-resonance and phase; T2 and T2*.
 _WNNM = {"PD": 0.05, "T1": 0.2, "off_resonance": 0.2, "phase": 0.2, "B": 0.2, "T2": 2.0, "T2star": 2.0, "R2star": 2.0}
 _COIL_STEPS = 120
-_START_STEPS = 80
+_START_STEPS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,9 @@ class FieldSettings(QuantitativeSettings):
     wnnm: float = option(1e-4, "weight λ of the weighted nuclear norms against the data terms (ours)", low=0.0)
     coil_start: str = option("espirit", "coil field's start: fitted to ESPIRiT's maps, or random", choices=("espirit", "random"))
     parameter_start: str = option(
-        "fit", "parameter fields' start: voxel-wise fit to the pre-trained block's images, or constants", choices=("fit", "constant")
+        "fit",
+        "parameter fields' start: voxel-wise fit to the pre-trained block's images (without one, zero-filled), or constants",
+        choices=("fit", "constant"),
     )
 
 
@@ -108,6 +111,9 @@ class FieldBlocks(QuantitativeSolver[F]):
         self.parameters.centre_on(starts, 0.5 * self.scale / float(typical))
         if settings.coil_start == "espirit":
             self._fit_coils()
+        if not self.low_rank and settings.parameter_start == "fit":
+            self._start_parameters(zero_filled)
+            self._scale_amplitude()
         weights, tables = self._groups()
         self.optimiser = torch.optim.Adam(
             [{"params": weights, "lr": settings.learning_rate}, {"params": tables, "lr": settings.table_learning_rate}],
@@ -147,7 +153,8 @@ class FieldBlocks(QuantitativeSolver[F]):
     def _update(self) -> None:
         joint = self.step >= self._pretraining
         if joint and self.step == self._pretraining and self.low_rank and self.settings.parameter_start == "fit":
-            self._start_parameters()
+            self._store()
+            self._start_parameters(self.bases)
         self.optimiser.zero_grad(set_to_none=True)
         maps = self.coils()
         loss = torch.zeros((), device=maps.device)
@@ -197,9 +204,20 @@ class FieldBlocks(QuantitativeSolver[F]):
             total = total + _WNNM[name] * (weights * singular).mean()
         return total
 
-    def _start_parameters(self) -> None:
-        """Teach the parameter fields a voxel-wise fit to the low-rank block's images; what their continuity rejects of it stays out."""
-        self._store()
+    def _scale_amplitude(self) -> None:
+        """Give the amplitude the one factor with which the parameter block's images predict the samples best."""
+        with torch.no_grad():
+            images, maps = self.parameters.projected(self.basis)[0], self.coils()
+        value, gradient, _ = self.term.cost_and_gradients(images, maps, of_maps=False)
+        # The cost of s times the images is ½ a s² − b s + E.
+        slope = float((gradient.conj() * images).real.sum(dtype=torch.float64))
+        curvature = 2 * (slope - (value - self.term.energy))
+        factor = (curvature - slope) / max(curvature, 1e-30)
+        self.parameters.log_amplitude += math.log(min(max(factor, 1e-3), 1e3))
+
+    def _start_parameters(self, bases: Tensor) -> None:
+        """Teach the parameter fields a voxel-wise fit to images ``[K, (z,) y, x]``; what their continuity rejects of it stays out."""
+        self.bases = bases
         found = {m.name: m.values.flatten() for m in super().maps()}
         mask = object_mask(self.bases, self.settings.mask_share).flatten()
         if not bool(mask.any()):

@@ -13,6 +13,7 @@ from gadgets.bench.map_scans import whitened_problem
 from recon_core.calibration import calibrate
 from recon_core.calibration.signal_subspace import signal_subspace
 from recon_core.errors import DataError, SettingError
+from recon_core.fields.parameters import within
 from recon_core.metrics import map_error
 from recon_core.operators.contrasts import HybridSamples, exact_cost
 from recon_core.options import build
@@ -184,6 +185,26 @@ def test_fields_fit_the_data_better_and_better(name, calibrated):
         assert set(costs[0]) == {"dc1"}
     maps = solver.coils().detach()
     torch.testing.assert_close(maps.abs().square().sum(0), torch.ones(maps.shape[1:]), atol=1e-3, rtol=0)
+
+
+def test_summit_starts_at_the_zero_filled_fit_with_the_amplitude_that_predicts_best(calibrated):
+    solver = made("summit")
+    solver.start(calibrated)
+    with torch.no_grad():
+        images, maps = solver.parameters.projected(solver.basis)[0], solver.coils()
+        costs = [float(solver.term.cost(factor * images, maps)) / solver.term.energy for factor in (0.9, 1.0, 1.1)]
+    assert costs[1] < min(costs[0], costs[2])
+    assert costs[1] < 0.5
+
+
+def test_a_bound_lets_values_come_back():
+    raw = torch.tensor([-2.0, -2.0, 0.5, 3.0, 3.0], requires_grad=True)
+    pull = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0])
+    clamped = within(raw, -1.0, 1.0)
+    assert clamped.tolist() == [-1.0, -1.0, 0.5, 1.0, 1.0]
+    (clamped * pull).sum().backward()
+    # Descent goes against the gradient: the first and the last would leave their bounds, the second and the fourth come back.
+    assert raw.grad.tolist() == [0.0, -1.0, 1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("phase", ["linear", "echo"])
