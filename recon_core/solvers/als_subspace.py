@@ -13,11 +13,13 @@ from recon_core.operators.frames import FrameSamples, NufftOptions
 from recon_core.operators.temporal import TemporalSystem, coupled_coefficients, second_difference_bands, temporal_system
 from recon_core.options import option
 from recon_core.problem import KSpaceProblem
-from recon_core.solvers.base import Solver
+from recon_core.solvers.base import Solver, rungs_beside
 from recon_core.solvers.subspace import SubspaceSettings, SubspaceSolver
 
-STRENGTHS = (0.003, 0.01, 0.03)
-SMOOTHNESSES = (0.01, 0.1, 1.0)
+STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+SELECTED_STRENGTHS = STRENGTHS[1:4]
+SMOOTHNESSES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+SMOOTHNESS = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +52,16 @@ class AlsSubspace(SubspaceSolver[AlsSubspaceSettings]):
 
     @classmethod
     def candidates(cls, settings: AlsSubspaceSettings, problem: KSpaceProblem) -> list[Any]:
-        """A few dampings unless one is set."""
+        """A few dampings unless one is set, at the middle weight of V's smoothness unless that is set."""
+        settings = dataclasses.replace(settings, smoothness=_smoothness(settings))
         if settings.strength is not None:
             return [settings]
-        return [dataclasses.replace(settings, strength=value) for value in STRENGTHS]
+        return [dataclasses.replace(settings, strength=value) for value in SELECTED_STRENGTHS]
 
     @classmethod
     def refinements(cls, settings: AlsSubspaceSettings, asked: AlsSubspaceSettings, tried: Sequence[Any]) -> list[Any]:
-        """The other weights of V's smoothness unless one is set."""
-        known = {_smoothness(other) for other in tried}
-        values = SMOOTHNESSES if asked.smoothness is None else ()
-        return [dataclasses.replace(settings, smoothness=value) for value in values if value not in known]
+        """Other dampings, then other weights of V's smoothness, as long as one step up or down helps, unless they are set."""
+        return rungs_beside(settings, asked, tried, {"strength": STRENGTHS, "smoothness": SMOOTHNESSES})
 
     def start(self, problem: KSpaceProblem, previous: Solver[AlsSubspaceSettings] | None = None) -> None:
         """See :class:`SubspaceSolver`."""
@@ -79,7 +80,7 @@ class AlsSubspace(SubspaceSolver[AlsSubspaceSettings]):
 
     def _restart(self) -> None:
         settings = self.settings
-        damping = torch.full((self.temporal.shape[0],), STRENGTHS[1] if settings.strength is None else settings.strength)
+        damping = torch.full((self.temporal.shape[0],), SELECTED_STRENGTHS[1] if settings.strength is None else settings.strength)
         damping[0] = settings.static_strength
         self.damping = (damping * self.lipschitz).to(self.target.device).reshape(-1, *[1] * self.problem.dim)
         self.bands = second_difference_bands(self.problem.n_frames)
@@ -147,7 +148,7 @@ class AlsSubspace(SubspaceSolver[AlsSubspaceSettings]):
 
 
 def _smoothness(settings: AlsSubspaceSettings) -> float:
-    return SMOOTHNESSES[1] if settings.smoothness is None else settings.smoothness
+    return SMOOTHNESS if settings.smoothness is None else settings.smoothness
 
 
 def _product(left: Tensor, right: Tensor) -> float:

@@ -194,6 +194,27 @@ class Solver(abc.ABC, Generic[S]):
         return {"solver": self.name, "settings": own, "seed": self.seed, **sizes}
 
 
+def rungs_beside(settings: Any, asked: Any, tried: Sequence[Any], ladders: Mapping[str, Sequence[float]]) -> list[Any]:
+    """For :meth:`Solver.refinements`: the rung above the best so far, else the one below, that was not tried yet; none: both are worse.
+
+    Args:
+        settings: the best so far.
+        asked: the settings as they were given; what they set stays.
+        tried: all that were tried.
+        ladders: rising values of a setting by its name; climbed in this order.
+    """
+    for name, values in ladders.items():
+        value = getattr(settings, name)
+        if getattr(asked, name) is not None or value is None:
+            continue
+        place = values.index(value)
+        for neighbour in values[place + 1 : place + 2], values[max(place - 1, 0) : place]:
+            for other in (dataclasses.replace(settings, **{name: rung}) for rung in neighbour):
+                if other not in tried:
+                    return [other]
+    return []
+
+
 def _packed(value: Any) -> Any:
     """A copy that ``torch.save`` takes and ``torch.load`` gives back with ``weights_only``."""
     if isinstance(value, torch.Generator):

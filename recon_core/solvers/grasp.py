@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from recon_core.operators.proximal import Fista, TemporalTv
 from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
-from recon_core.solvers.base import Solver, interpolate_frames
+from recon_core.solvers.base import Solver, interpolate_frames, rungs_beside
 from recon_core.solvers.frame_series import SeriesDataTerm
 
-SELECTED_STRENGTHS = (0.004, 0.01, 0.025)
+STRENGTHS = (0.0006, 0.0016, 0.004, 0.01, 0.025, 0.06, 0.15, 0.4)
+SELECTED_STRENGTHS = STRENGTHS[2:5]
 _DUAL_STEPS = 10
 
 
@@ -54,6 +56,11 @@ class Grasp(Solver[GraspSettings]):
         if settings.strength is not None:
             return [settings]
         return [dataclasses.replace(settings, strength=value) for value in SELECTED_STRENGTHS]
+
+    @classmethod
+    def refinements(cls, settings: GraspSettings, asked: GraspSettings, tried: Sequence[Any]) -> list[Any]:
+        """Stronger or weaker λ as long as that helps, unless it is set."""
+        return rungs_beside(settings, asked, tried, {"strength": STRENGTHS})
 
     def start(self, problem: KSpaceProblem, previous: Solver[GraspSettings] | None = None) -> None:
         """See :class:`Solver`; starts from the time average, or from a previous fit of the same shape."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,10 +11,11 @@ from torch import Tensor
 from recon_core.operators.proximal import Fista, SpatialTv
 from recon_core.options import option
 from recon_core.problem import KSpaceProblem
-from recon_core.solvers.base import Solver
+from recon_core.solvers.base import Solver, rungs_beside
 from recon_core.solvers.subspace import SubspaceSettings, SubspaceSolver
 
-SELECTED_STRENGTHS = (1e-4, 2e-4, 4e-4)
+STRENGTHS = (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3, 1.28e-2, 2.56e-2)
+SELECTED_STRENGTHS = STRENGTHS[2:5]
 _DUAL_STEPS = 3
 _LARGEST_RATIO = 50.0
 
@@ -40,6 +42,11 @@ class GraspPro(SubspaceSolver[GraspProSettings]):
         if settings.strength is not None:
             return [settings]
         return [dataclasses.replace(settings, strength=value) for value in SELECTED_STRENGTHS]
+
+    @classmethod
+    def refinements(cls, settings: GraspProSettings, asked: GraspProSettings, tried: Sequence[Any]) -> list[Any]:
+        """Stronger or weaker λ as long as that helps, unless it is set."""
+        return rungs_beside(settings, asked, tried, {"strength": STRENGTHS})
 
     def start(self, problem: KSpaceProblem, previous: Solver[GraspProSettings] | None = None) -> None:
         """See :class:`SubspaceSolver`."""

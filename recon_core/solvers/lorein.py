@@ -17,7 +17,7 @@ from recon_core.options import option
 from recon_core.parameter_fit import ParameterFit, object_mask, parameter_maps
 from recon_core.problem import KSpaceProblem
 from recon_core.signal_models import ParameterMap, signal_model
-from recon_core.solvers.base import Solver
+from recon_core.solvers.base import Solver, rungs_beside
 from recon_core.solvers.field_blocks import FieldBlocks, FieldSettings
 from recon_core.solvers.joint_maps import RATES, JointMaps, JointWeights
 from recon_core.solvers.low_rank_block import LowRankBlock
@@ -91,17 +91,7 @@ class Lorein(FieldBlocks[LoreinSettings]):
         """The next λ above the best so far, then the next below, until both are known to be no better; then the same for a rate's λ."""
         if asked.form != "voxels":
             return []
-        for name in ("strength", "rate_strength"):
-            value = getattr(settings, name)
-            if getattr(asked, name) is not None or value is None:
-                continue
-            place = STRENGTHS.index(value)
-            for i in (place + 1, place - 1):
-                change: dict[str, Any] = {name: STRENGTHS[i % len(STRENGTHS)]}
-                other = dataclasses.replace(settings, **change)
-                if 0 <= i < len(STRENGTHS) and other not in tried:
-                    return [other]
-        return []
+        return rungs_beside(settings, asked, tried, {"strength": STRENGTHS, "rate_strength": STRENGTHS})
 
     def start(self, problem: KSpaceProblem, previous: Solver[LoreinSettings] | None = None) -> None:
         """See :class:`Solver`; every scan starts anew.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor
 from recon_core.operators.proximal import Fista
 from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
-from recon_core.solvers.base import Solver, interpolate_frames
+from recon_core.solvers.base import Solver, interpolate_frames, rungs_beside
 from recon_core.solvers.frame_series import SeriesDataTerm
 
-SELECTED_LOW_RANK = (0.002, 0.006)
-SELECTED_SPARSE = (0.01, 0.03)
+LOW_RANK = (0.0002, 0.0006, 0.002, 0.006, 0.02, 0.06, 0.2)
+SPARSE = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+SELECTED_LOW_RANK = LOW_RANK[2:4]
+SELECTED_SPARSE = SPARSE[2:4]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,11 @@ class LowRankSparse(Solver[LowRankSparseSettings]):
         low_rank = SELECTED_LOW_RANK if settings.low_rank is None else (settings.low_rank,)
         sparse = SELECTED_SPARSE if settings.sparse is None else (settings.sparse,)
         return [dataclasses.replace(settings, low_rank=a, sparse=b) for a, b in itertools.product(low_rank, sparse)]
+
+    @classmethod
+    def refinements(cls, settings: LowRankSparseSettings, asked: LowRankSparseSettings, tried: Sequence[Any]) -> list[Any]:
+        """Other λ, as long as one step up or down helps, of what is not set."""
+        return rungs_beside(settings, asked, tried, {"low_rank": LOW_RANK, "sparse": SPARSE})
 
     def start(self, problem: KSpaceProblem, previous: Solver[LowRankSparseSettings] | None = None) -> None:
         """See :class:`Solver`; L starts as the time average and S as nothing, or both from a previous fit of the same shape."""

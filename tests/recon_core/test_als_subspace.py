@@ -14,7 +14,7 @@ from recon_core.calibration.temporal_basis import power_weighted
 from recon_core.operators.frames import FrameEncoding
 from recon_core.problem import KSpaceProblem
 from recon_core.reconstruct import ReconstructionSettings, reconstruct
-from recon_core.solvers.als_subspace import SMOOTHNESSES, STRENGTHS, AlsSubspace, AlsSubspaceSettings
+from recon_core.solvers.als_subspace import SELECTED_STRENGTHS, SMOOTHNESSES, STRENGTHS, AlsSubspace, AlsSubspaceSettings
 
 SMALL = AlsSubspaceSettings(rank=5, steps=4, inner=8, strength=0.003, smoothness=0.1, basis_width=20, basis_coils=3)
 
@@ -125,8 +125,12 @@ def test_damping_smoothness_and_rounds_are_chosen_on_held_out_readouts(toy: Modu
     asked = {"rank": 4, "steps": 3, "inner": 4, "basis_width": 16, "basis_steps": 10}
     result = reconstruct(problem, ReconstructionSettings(solver="als_subspace", coils=3, device="cpu", holdout=0.1), asked)
     tried = result.report["tried"]
-    assert [t["settings"]["strength"] for t in tried[:3]] == list(STRENGTHS)
-    assert sorted(t["settings"]["smoothness"] or SMOOTHNESSES[1] for t in tried[2:]) == sorted(SMOOTHNESSES)
+    assert [t["settings"]["strength"] for t in tried[:3]] == list(SELECTED_STRENGTHS)
+    best = min(tried, key=lambda t: t["held_out_error"])["settings"]
+    for name, ladder in (("strength", STRENGTHS), ("smoothness", SMOOTHNESSES)):
+        place = ladder.index(best[name])
+        others = {t["settings"][name] for t in tried}
+        assert {*ladder[max(place - 1, 0) : place + 2]} <= others, f"a neighbour of the {name} chosen was not tried"
     best = min(tried, key=lambda t: t["held_out_error"])
     assert result.report["settings"] == best["settings"]
     assert result.report["steps"] == best["step"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +15,7 @@ from recon_core.errors import DataError, SettingError
 from recon_core.options import build
 from recon_core.problem import KSpaceProblem
 from recon_core.solvers import registry
-from recon_core.solvers.base import Solver, interpolate_frames
+from recon_core.solvers.base import Solver, interpolate_frames, rungs_beside
 
 # Small enough to run in a blink; every other setting is the default.
 QUICK: dict[str, dict[str, Any]] = {
@@ -336,3 +338,34 @@ def test_interpolation_in_time() -> None:
     torch.testing.assert_close(without_the_second, torch.tensor([1 + 1j, (2 * (1 + 1j) + 5) / 3, 5], dtype=torch.complex64))
     alone = interpolate_frames(images, at, wanted, torch.tensor([1]))[:, 0]
     torch.testing.assert_close(alone, torch.full((6,), 3.0, dtype=torch.complex64))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rungs:
+    """Two settings with a ladder each."""
+
+    first: float | None = None
+    second: float | None = None
+
+
+@pytest.mark.parametrize("best", [(1.0, 1.0), (16.0, 1.0), (4.0, 64.0), (1.0, 64.0)])
+def test_ladders_are_climbed_to_the_best_rungs_and_no_further(best: tuple[float, float]) -> None:
+    ladders = {"first": (1.0, 2.0, 4.0, 8.0, 16.0), "second": (1.0, 8.0, 64.0)}
+    asked = Rungs()
+
+    def error(made: Rungs) -> float:
+        return abs(math.log2(made.first or 0) - math.log2(best[0])) + abs(math.log2(made.second or 0) - math.log2(best[1]))
+
+    tried = [Rungs(4.0, 8.0)]
+    while among := rungs_beside(min(tried, key=error), asked, tried, ladders):
+        assert not set(among) & set(tried)
+        tried += among
+    assert min(tried, key=error) == Rungs(*best)
+    assert len(tried) < 12
+
+
+def test_what_is_set_is_not_climbed() -> None:
+    ladders = {"first": (1.0, 2.0, 4.0), "second": (1.0, 8.0)}
+    # 3 is on no ladder: it was asked for.
+    assert rungs_beside(Rungs(3.0, 1.0), Rungs(first=3.0), [Rungs(3.0, 1.0)], ladders) == [Rungs(3.0, 8.0)]
+    assert rungs_beside(Rungs(3.0, None), Rungs(3.0, None), [], ladders) == []
