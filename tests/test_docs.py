@@ -15,14 +15,9 @@ from recon_core.solvers import registry
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")])
-METHODS = [name for name in registry.all_names() if (PROJECT / "docs" / "methods" / f"{name}.md").is_file()]
 
 
-def test_the_first_solvers_have_a_page():
-    assert set(METHODS) >= {"gridding", "cg_sense", "inmr", "lorein", "lrt", "summit", "parameter_fit"}
-
-
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", registry.all_names())
 def test_a_method_page_has_every_setting_with_its_default(name):
     page = (PROJECT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
     told = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", page, flags=re.MULTILINE))
