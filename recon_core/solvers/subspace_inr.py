@@ -17,13 +17,13 @@ from recon_core.operators.phase import smooth_phase
 from recon_core.operators.proximal import Fista, SpatialTv
 from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
-from recon_core.solvers.base import Solver, interpolate_frames
+from recon_core.solvers.base import Solver, interpolate_frames, rungs_beside
 from recon_core.solvers.subspace import BASIS_STRENGTHS, SubspaceSettings, SubspaceSolver
 
 STRENGTHS = (0.011, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3)
 FIELD_SHARES = (0.1, 0.2, 0.35)
-# Where noise or faults of the measurement limit: a smoother static basis, and weights nearer to maximum likelihood.
-_SMOOTH_STATIC, _EVEN_POWER = 20.0, 0.5
+# Where noise or faults of the measurement limit.
+_SMOOTH_STATIC = 20.0
 # A V less smooth follows the held-out readouts' neighbours too: that it predicts a little better says nothing.
 _EVIDENCE_FOR_ROUGH = 0.03
 _DUAL_STEPS = 3
@@ -52,7 +52,7 @@ class SubspaceInrSettings(SubspaceSettings):
     imaginary: float = option(2.0, "threshold of the imaginary parts, relative to that of the real ones", low=0.0, high=1e3)
     weak_power: float = option(0.2, "a weak basis is scaled by its singular value over the second one to this power", low=0.0, high=1.0)
     smooth: bool | None = option(None, "20 times the static_strength, where noise or faults of the data limit; auto: held-out")
-    even: bool | None = option(None, "half the density_power, so that samples weigh more evenly, where noise limits; auto: held-out")
+    even: bool | None = option(None, "all samples weigh the same (density_power 0: maximum likelihood), where noise limits; auto: held-out")
     field: float | None = option(None, "share of the motion field in the images; auto: held-out, 0.1 to 0.35", low=0.0, high=1.0)
     field_steps: int = option(120, "Adam steps of the motion field", low=1, high=100_000)
     field_batch: int = option(8, "frames in one of these steps", low=1, high=100_000)
@@ -93,7 +93,7 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
     @property
     def density_power(self) -> float:
         """See :class:`SubspaceSolver`."""
-        return self.settings.density_power * (_EVEN_POWER if self.settings.even else 1.0)
+        return 0.0 if self.settings.even else self.settings.density_power
 
     @classmethod
     def candidates(cls, settings: SubspaceInrSettings, problem: KSpaceProblem) -> list[Any]:
@@ -113,19 +113,20 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
 
     @classmethod
     def refinements(cls, settings: SubspaceInrSettings, asked: SubspaceInrSettings, tried: Sequence[Any]) -> list[Any]:
-        """Unless set: higher thresholds as long as they help, V less smooth, settings for bad data, shares of the field."""
-        stronger = [value for value in STRENGTHS if value > (settings.strength or 0.0)][:1]
-        known_levels = {(other.strength, other.smooth, other.even) for other in tried}
-        if asked.strength is None and stronger and (stronger[0], settings.smooth, settings.even) not in known_levels:
-            return [dataclasses.replace(settings, strength=stronger[0])]
+        """Unless set: other thresholds as long as they help, V less smooth, settings for bad data, shares of the field."""
+        if settings.field == (asked.field or 0.0) and (beside := rungs_beside(settings, asked, tried, {"strength": STRENGTHS})):
+            return beside
         # Data that want the lowest threshold are good; it would not hold down the noise of a rougher V either.
         limited = settings.strength is None or settings.strength > STRENGTHS[0] or asked.strength is not None
         weaker = [value for value in BASIS_STRENGTHS if value < (settings.basis_strength or 0.0)][:1]
         if limited and asked.basis_strength is None and weaker and all(other.basis_strength != weaker[0] for other in tried):
             return [dataclasses.replace(settings, basis_strength=weaker[0])]
-        for name in ("smooth", "even"):
-            if limited and getattr(asked, name) is None and not any(getattr(other, name) for other in tried):
-                return [dataclasses.replace(settings, **{name: True})]
+        if limited and asked.smooth is None and not any(other.smooth for other in tried):
+            return [dataclasses.replace(settings, smooth=True)]
+        if limited and asked.even is None and not any(other.even for other in tried):
+            # A lower threshold too: it is relative to an adjoint whose weights change.
+            lower = [value for value in STRENGTHS if value < (settings.strength or 0.0)][-1:] if asked.strength is None else []
+            return [dataclasses.replace(settings, even=True, strength=value) for value in (settings.strength, *lower)]
         known = {other.field for other in tried}
         return [dataclasses.replace(settings, field=value) for value in FIELD_SHARES if asked.field is None and value not in known]
 
@@ -141,9 +142,9 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         return asked.field is not None or settings.field != 0
 
     @classmethod
-    def regularisation(cls, settings: SubspaceInrSettings) -> tuple[bool, bool, float, float]:
-        """See :class:`Solver`; the share of the field is no question of more or less."""
-        return bool(settings.even), bool(settings.smooth), settings.basis_strength or 0.0, settings.strength or 0.0
+    def regularisation(cls, settings: SubspaceInrSettings) -> tuple[bool, bool, float]:
+        """See :class:`Solver`; thresholds and the share of the field are left to the error, which has a minimum in each."""
+        return bool(settings.even), bool(settings.smooth), settings.basis_strength or 0.0
 
     def start(self, problem: KSpaceProblem, previous: Solver[SubspaceInrSettings] | None = None) -> None:
         """See :class:`SubspaceSolver`."""

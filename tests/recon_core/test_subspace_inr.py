@@ -241,7 +241,7 @@ def test_threshold_and_share_are_chosen_on_held_out_readouts(toy: ModuleType) ->
     assert held_out_readouts(problem, 0.1, 0).any()
 
 
-def test_thresholds_are_raised_as_long_as_that_helps() -> None:
+def test_thresholds_are_raised_or_lowered_as_long_as_that_helps() -> None:
     """And again after the settings for bad data, if these are better; the field comes last."""
     asked = SubspaceInrSettings()
     tried = SubspaceInr.candidates(asked, None)
@@ -260,9 +260,12 @@ def test_thresholds_are_raised_as_long_as_that_helps() -> None:
     assert next_after(plain) == [(0.02, True, False, 0.0)]
     smooth = dataclasses.replace(plain, smooth=True)
     assert next_after(smooth) == [(0.035, True, False, 0.0)]
-    assert next_after(smooth) == [(0.02, True, True, 0.0)]
-    assert next_after(smooth) == [(0.02, True, False, share) for share in FIELD_SHARES]
-    assert next_after(smooth) == []
+    assert next_after(smooth) == [(0.011, True, False, 0.0)]
+    assert next_after(smooth) == [(0.02, True, True, 0.0), (0.011, True, True, 0.0)]
+    even = dataclasses.replace(smooth, even=True)
+    assert next_after(even) == [(0.035, True, True, 0.0)]
+    assert next_after(even) == [(0.02, True, True, share) for share in FIELD_SHARES]
+    assert next_after(dataclasses.replace(even, field=FIELD_SHARES[0])) == []
     tried = SubspaceInr.candidates(asked, None)
     assert next_after(tried[1]) == [(0.011, False, False, share) for share in FIELD_SHARES]
 
@@ -302,10 +305,10 @@ def test_bad_data_weigh_more_evenly_and_smooth_the_static_basis(scan: tuple[KSpa
     plain = fit(scan[0], bare)
     noisy = SubspaceInr(dataclasses.replace(bare, smooth=True, even=True))
     noisy.start_beside(plain)
-    assert noisy.density_power == bare.density_power / 2
+    assert noisy.density_power == 0.0
     assert noisy.normal is not plain.normal
     assert not noisy.bases.any()
-    same = dataclasses.replace(bare, density_power=bare.density_power / 2, static_strength=20 * bare.static_strength)
+    same = dataclasses.replace(bare, density_power=0.0, static_strength=20 * bare.static_strength)
     while not noisy.done:
         noisy.update()
     torch.testing.assert_close(noisy.images().images, fit(scan[0], same).images().images)
