@@ -260,28 +260,32 @@ def _centred_fft(image: Tensor) -> Tensor:
     return torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(image, dim=dims), dim=dims, norm="ortho"), dim=dims)
 
 
-def _object_spectra(
-    model: SignalModel, maps: dict[str, Tensor], basis: Tensor, coils: list[Tensor], matrix: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    """Encoded k-space of every temporal component and coil, and the components themselves on the fine grid.
+def _components(model: SignalModel, maps: dict[str, Tensor], basis: Tensor) -> Tensor:
+    """The object's images in every temporal component, complex64 ``[component, fine z, fine y, fine x]``."""
+    at = torch.nonzero(maps["PD"].flatten() > 0)[:, 0]
+    values = _values(model, maps, maps["PD"] > 0)
+    amplitude = torch.polar(maps["PD"].flatten()[at], maps["phase"].flatten()[at])
+    components = torch.zeros((basis.shape[1], maps["PD"].numel()), dtype=torch.complex64)
+    for start in range(0, at.shape[0], _CHUNK):
+        part = slice(start, start + _CHUNK)
+        components[:, at[part]] = amplitude[part] * model.project({name: v[part] for name, v in values.items()}, basis)
+    return components.unflatten(1, maps["PD"].shape)
+
+
+def _lines(components: Tensor, coils: list[Tensor], basis: Tensor, masks: list[NDArray[np.int64]], matrix: tuple[int, ...]) -> Tensor:
+    """What the coils see of every contrast's lines, one coil after the other: spectra of all of them would take gigabytes.
 
     Returns:
-        complex64 ``[component, coil, z, y, x]``, k = 0 at index N//2, and complex64 ``[component, fine z, fine y, fine x]``.
+        complex64 ``[coil, line, x]``, contrast by contrast, k = 0 at index N//2.
     """
-    at = maps["PD"] > 0
-    values = _values(model, maps, at)
-    amplitude = torch.polar(maps["PD"][at], maps["phase"][at])
-    components = torch.zeros((basis.shape[1], *at.shape), dtype=torch.complex64)
-    parts = [
-        model.project({name: v[start : start + _CHUNK] for name, v in values.items()}, basis)
-        for start in range(0, amplitude.shape[0], _CHUNK)
-    ]
-    components[:, at] = amplitude * torch.cat(parts, dim=1)
-    spectra = torch.empty((basis.shape[1], len(coils), *matrix), dtype=torch.complex64)
-    for number, component in enumerate(components):
-        for coil, field in enumerate(coils):
-            spectra[number, coil] = _cut(_centred_fft(component * field), matrix)
-    return spectra, components
+    out = torch.empty((len(coils), sum(len(mask) for mask in masks), matrix[2]), dtype=torch.complex64)
+    for seen, field in zip(out, coils, strict=True):
+        spectra = torch.stack([_cut(_centred_fft(component * field), matrix).flatten(0, 1) for component in components])
+        first = 0
+        for row, mask in zip(basis, masks, strict=True):
+            seen[first : first + len(mask)] = torch.tensordot(row, spectra[:, torch.from_numpy(mask)], dims=1)
+            first += len(mask)
+    return out
 
 
 def simulate(settings: RelaxometrySettings, protocol: Protocol | None = None) -> RelaxometryScan:
@@ -303,11 +307,11 @@ def simulate(settings: RelaxometrySettings, protocol: Protocol | None = None) ->
     whitening = np.linalg.inv(np.linalg.cholesky(covariance))
     coils = [torch.from_numpy(each) for each in _coil_maps(array, fine, fov)]
     basis = _signal_components(model, _values(model, maps, maps["PD"] > 0))
-    spectra, components = _object_spectra(model, maps, basis, coils, matrix)
+    components = _components(model, maps, basis)
     masks = complementary_masks(matrix[:2], protocol.contrasts, settings.acceleration, rng)
     contrast = np.repeat(np.arange(protocol.contrasts), [len(m) for m in masks])
     flat = np.concatenate(masks)
-    lines = torch.einsum("kcnx,nk->cnx", spectra.flatten(2, 3)[:, :, torch.from_numpy(flat)], basis[torch.from_numpy(contrast)])
+    lines = _lines(components, coils, basis, masks, matrix)
     # Noise against the mean magnitude of the brightest contrast, both in one fully sampled image of unit-norm coils.
     rss = np.sqrt((np.abs(np.einsum("ab,b...->a...", whitening, _coil_maps(array, matrix, fov))) ** 2).sum(0))
     # An image pixel of an orthonormal transform on the coarse grid holds √detail³ times the fine grid's value.
