@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,17 @@ def stored_maps(path: str | Path, group: str | None = None) -> dict[str, NDArray
     return found
 
 
+def check_maps(maps: Mapping[str, NDArray[np.float32]], truth: MapTruth) -> None:
+    """Refuse maps of another scan.
+
+    Raises:
+        DataError: another matrix than the truth's.
+    """
+    for name, found in maps.items():
+        if name in truth.maps and found.shape != truth.maps[name].shape:
+            raise DataError("matrix", f"{found.shape}, the truth has {truth.maps[name].shape}", "Reconstruct at the scan's matrix.")
+
+
 def evaluate_maps(path: str | Path, scan: str | Path, group: str | None = None) -> dict[str, Any]:
     """NRMSE of every map that the truth has, inside the brain.
 
@@ -221,10 +233,9 @@ def evaluate_maps(path: str | Path, scan: str | Path, group: str | None = None) 
     known = [name for name in truth.maps if name in maps]
     if not known:
         raise DataError("images", f"no parameter map in {path}", "Reconstruct with mpqmri.xml.")
+    check_maps(maps, truth)
     scores: dict[str, Any] = {}
     for name in known:
-        if maps[name].shape != truth.maps[name].shape:
-            raise DataError("matrix", f"{maps[name].shape}, the truth has {truth.maps[name].shape}", "Reconstruct at the scan's matrix.")
         if name == "off_resonance":
             difference = maps[name][truth.brain] - truth.maps[name][truth.brain]
             scores["off_resonance_rms_hz"] = float(np.sqrt(np.square(difference).mean()))

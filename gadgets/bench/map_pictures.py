@@ -10,15 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gadgets.bench.map_scans import SCORED
+from gadgets.map_sheet import ERROR_SHARE, at_scale, window
 from gadgets.pictures import new_figure
 from recon_core.phantoms.relaxometry import CAPS, RelaxometryScan
 
 if TYPE_CHECKING:
     from gadgets.bench.runner import CaseResult
-
-_PD_PERCENTILE = 99.5
-_ERROR_SHARE = 0.25
-"""Errors are shown up to this share of a map's window."""
 
 
 def maps_side_by_side(result: CaseResult, path: Path) -> None:
@@ -45,7 +42,7 @@ def maps_side_by_side(result: CaseResult, path: Path) -> None:
             title = "" if place == 0 else f"{100 * records[method][f'nrmse_{name}']:.1f} %"
             for cell, shown, limit, map_name in (
                 (axes[2 * number, place], values, white, "gray"),
-                (axes[2 * number + 1, place], errors, _ERROR_SHARE * white, "inferno"),
+                (axes[2 * number + 1, place], errors, ERROR_SHARE * white, "inferno"),
             ):
                 cell.set_xticks([])
                 cell.set_yticks([])
@@ -66,11 +63,8 @@ def _panel(scan: RelaxometryScan, name: str, made: Mapping[str, NDArray[Any]] | 
     """Values, errors inside the brain and white of the middle slice; the truth where nothing was made."""
     middle = scan.brain.shape[0] // 2
     truth, brain = scan.truth[name], scan.brain
-    white = CAPS.get(name) or float(np.percentile(truth[brain], _PD_PERCENTILE))
+    _, white = window(name, truth[brain])
     if made is None:
         return np.where(scan.truth["PD"] > 0, truth, 0)[middle], np.zeros(truth.shape[1:]), white
-    found = made[name]
-    if name == "PD":
-        found = found * float((found[brain] * truth[brain]).sum() / max(float(np.square(found[brain]).sum()), 1e-30))
-    cap = CAPS.get(name, np.inf)
-    return found[middle], (np.abs(np.minimum(found, cap) - np.minimum(truth, cap)) * brain)[middle], white
+    found = at_scale(name, made[name], truth, brain)
+    return found[middle], (np.abs(found - np.minimum(truth, CAPS.get(name, np.inf))) * brain)[middle], white

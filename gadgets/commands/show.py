@@ -1,4 +1,4 @@
-"""``gadgetron-inr show``: a contact sheet and a cine of stored images."""
+"""``gadgetron-inr show``: a contact sheet and a cine of stored images, or a sheet of parameter maps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "show",
         help="pictures of stored images",
-        description="Draw a contact sheet (PNG: frames, a profile against time, latents) and a cine (GIF) of a reconstructed series.",
+        description="Draw a contact sheet (PNG: frames, a profile against time, latents) and a cine (GIF) of a reconstructed series; of a "
+        "multi-contrast protocol its parameter maps (PNG).",
     )
     parser.add_argument("images", metavar="OUT.h5", help="the images")
     parser.add_argument("-o", "--output", default=".", metavar="DIR", help="folder for the pictures (default: the current one)")
@@ -26,13 +27,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Draw and print the files' names; 0 when done."""
-    sheet, cine = draw(args.images, args.output, scan=args.scan, group=args.group)
-    print(f"{sheet}\n{cine}")
+    print(*draw(args.images, args.output, scan=args.scan, group=args.group), sep="\n")
     return 0
 
 
-def draw(images: str | Path, output: str | Path, scan: str | Path | None = None, group: str | None = None) -> tuple[Path, Path]:
-    """Write ``NAME.png`` and ``NAME.gif``, NAME being the images' file name.
+def draw(images: str | Path, output: str | Path, scan: str | Path | None = None, group: str | None = None) -> tuple[Path, ...]:
+    """Write ``NAME.png`` and ``NAME.gif``, NAME being the images' file name; ``NAME.png`` alone where the images hold parameter maps.
 
     Args:
         images: file of images.
@@ -41,18 +41,27 @@ def draw(images: str | Path, output: str | Path, scan: str | Path | None = None,
         group: group of the run; None takes the only one.
 
     Returns:
-        Paths of contact sheet and cine.
+        Paths of contact sheet and cine, or of the sheet of maps.
 
     Raises:
         DataError: the file holds no series that can be shown, or another than the scan's.
         MissingPartError: matplotlib or pillow is absent.
     """
+    from gadgets.map_sheet import map_sheet
+    from gadgets.map_simulation import check_maps, read_map_truth, stored_maps
     from gadgets.pictures import cine, contact_sheet
 
-    shown = load(images, scan, group)
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
     sheet, film = (folder / f"{Path(images).stem}{ending}" for ending in (".png", ".gif"))
+    if maps := stored_maps(images, group):
+        known = None if scan is None else read_map_truth(scan)
+        if known is not None:
+            check_maps(maps, known)
+        folder.mkdir(parents=True, exist_ok=True)
+        map_sheet(maps, sheet, Path(images).name, known)
+        return (sheet,)
+    shown = load(images, scan, group)
+    folder.mkdir(parents=True, exist_ok=True)
     contact_sheet(shown, sheet)
     cine(shown, film)
     return sheet, film

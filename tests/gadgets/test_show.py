@@ -3,6 +3,7 @@
 import builtins
 import json
 
+import h5py
 import ismrmrd
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from gadgets import cli, pictures
 from gadgets.commands.show import load
+from gadgets.map_sheet import at_scale, window
 from gadgets.pictures import Shown, cine, contact_sheet, profile_column
 from gadgets.scanfile import ImageWriter, Truth, write_scan, write_truth
 from recon_core.errors import MissingPartError
@@ -152,3 +154,54 @@ def test_the_demo_refuses_an_unknown_solver(tmp_path, capsys):
     assert cli.main(["demo", "--output", str(tmp_path / "demo"), "--solvers", "griding"]) == 1
     assert "Did you mean 'gridding'" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.fixture
+def stored_maps(tmp_path):
+    """Maps as a chain sends them (T1 in ms), and a scan's file that holds their truth."""
+    generator = np.random.default_rng(0)
+    t1 = generator.uniform(0.5, 2.0, (3, 10, 12)).astype(np.float32)
+    density = generator.uniform(0.5, 1.0, t1.shape).astype(np.float32)
+    path, scan = tmp_path / "maps.h5", tmp_path / "scan.h5"
+    with ImageWriter(path, "run") as writer:
+        for series, (name, unit, values) in enumerate((("T1", "ms", 1000 * t1), ("PD", "", 3 * density)), 3):
+            image = ismrmrd.Image.from_array(values, transpose=False, image_series_index=series)
+            image.meta.update({"ParameterName": name, "ParameterUnit": unit})
+            writer.write(image)
+    with h5py.File(scan, "w") as file:
+        group = file.create_group("map_truth")
+        group.attrs["phantom"] = "head 1"
+        for name, values in (("T1", t1), ("PD", density)):
+            group[f"maps/{name}"] = values
+        group["brain"], group["imaged"] = np.ones(t1.shape, bool), np.zeros(1, np.int64)
+        group["sensitivities"] = group["images"] = np.ones((1, *t1.shape), np.complex64)
+    return path, scan
+
+
+def test_maps_of_a_protocol_are_drawn_beside_the_truth(stored_maps, tmp_path, capsys):
+    path, scan = stored_maps
+    assert cli.main(["show", str(path), "-o", str(tmp_path / "alone")]) == 0
+    assert cli.main(["show", str(path), "-o", str(tmp_path / "beside"), "--scan", str(scan)]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / folder / "maps.png") for folder in ("alone", "beside")]
+    with Image.open(tmp_path / "alone" / "maps.png") as alone, Image.open(tmp_path / "beside" / "maps.png") as beside:
+        assert alone.width == beside.width
+        assert beside.height > 2 * alone.height
+
+
+def test_maps_are_compared_up_to_the_scale_of_proton_density_and_capped():
+    truth = np.array([[[1.0, 2.0]]], np.float32)
+    np.testing.assert_allclose(at_scale("PD", 3 * truth, truth, truth > 0), truth)
+    assert at_scale("T1", np.full((1, 1, 2), 9.0, np.float32), truth, truth > 0).max() == np.float32(3.5)
+    assert window("T2", truth) == (0.0, 0.2)
+    low, high = window("off_resonance", np.linspace(-20, 40, 1000, dtype=np.float32))
+    assert -20 < low < -19 < 39 < high < 40
+    assert window("PD", np.zeros((0,), np.float32)) == window("PD", np.zeros(4, np.float32)) == (0.0, 1.0)
+
+
+def test_maps_of_another_matrix_are_refused(stored_maps, capsys):
+    path, scan = stored_maps
+    with h5py.File(scan, "a") as file:
+        del file["map_truth/maps/T1"]
+        file["map_truth/maps/T1"] = np.ones((3, 10, 11), np.float32)
+    assert cli.main(["show", str(path), "--scan", str(scan)]) == 1
+    assert "(3, 10, 12), the truth has (3, 10, 11)" in capsys.readouterr().err
