@@ -44,6 +44,9 @@ def _read(problem: KSpaceProblem, path: str) -> Tensor:
         stored = np.load(Path(path), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise SettingError("field_map", f"cannot read {path!r} ({error})", "Give a NumPy file (.npy) of off-resonance in Hz.") from error
+    if not isinstance(stored, np.ndarray):
+        stored.close()
+        raise SettingError("field_map", f"{path!r} holds several arrays", "Give a NumPy file (.npy) of off-resonance in Hz.")
     dim = problem.dim
     if stored.dtype.kind not in "fiu" or stored.ndim not in (dim, dim + 1) or not np.isfinite(stored).all() or min(stored.shape) < 1:
         raise SettingError(

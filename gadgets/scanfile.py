@@ -101,11 +101,17 @@ def read_scan(path: str | Path, group: str = "dataset") -> Scan:
         dataset = _group(file, group)
         if "xml" not in dataset and "data" not in dataset:
             raise DataError("group", f"{group!r} of {path} holds no ISMRMRD dataset", f"Groups there: {', '.join(file)}.")
+        for name, fields in _FIELDS.items():
+            _check_table(dataset, name, fields)
         header = dataset["xml"][0] if "xml" in dataset else b""
+        try:
+            text = header.decode("utf-8") if isinstance(header, bytes) else str(header)
+        except UnicodeDecodeError as error:
+            raise DataError("xml", f"not UTF-8 ({error})", "The file is damaged: write it again.") from error
         return Scan(
             path=Path(path),
             group=group,
-            header=header.decode("utf-8") if isinstance(header, bytes) else str(header),
+            header=text,
             n_acquisitions=int(dataset["data"].shape[0]) if "data" in dataset else 0,
             n_waveforms=int(dataset["waveforms"].shape[0]) if "waveforms" in dataset else 0,
         )
@@ -328,9 +334,29 @@ def _stored_type(kind: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype([("real", part), ("imag", part)]) if part else kind.newbyteorder("<")
 
 
+_FIELDS: dict[str, tuple[str, ...]] = {"xml": (), "data": ("head", "traj", "data"), "waveforms": ("head", "data")}
+
+
+def _check_table(dataset: h5py.Group, name: str, fields: tuple[str, ...]) -> None:
+    """Refuse what is no table of ISMRMRD records of that name."""
+    if name not in dataset:
+        return
+    table = dataset[name]
+    if not isinstance(table, h5py.Dataset) or table.ndim != 1 or not set(fields) <= set(table.dtype.names or ()):
+        found = f"{table.dtype} {table.shape}" if isinstance(table, h5py.Dataset) else "a group"
+        raise DataError(name, f"{found} in {dataset.name}", "It is not ISMRMRD, or damaged: write it again.")
+    if name == "xml" and not table.shape[0]:
+        raise DataError(name, f"empty in {dataset.name}", "It is not ISMRMRD, or damaged: write it again.")
+
+
 def _blocks(table: h5py.Dataset) -> Iterator[tuple[int, Any]]:
     for start in range(0, table.shape[0], _BLOCK):
-        yield from enumerate(table[start : start + _BLOCK], start)
+        try:
+            rows = table[start : start + _BLOCK]
+        except OSError as error:
+            name = f"{table.name} from record {start}"
+            raise DataError(name, f"cannot be read ({error})", "The file is damaged: write it again.") from error
+        yield from enumerate(rows, start)
 
 
 def _acquisitions(dataset: h5py.Group) -> Iterator[ismrmrd.Acquisition]:
@@ -356,6 +382,8 @@ def _waveforms(dataset: h5py.Group) -> Iterable[ismrmrd.Waveform]:
 
 
 def _fill(name: str, target: NDArray[Any], stored: NDArray[Any], kind: Any) -> None:
+    if np.asarray(stored).nbytes % np.dtype(kind).itemsize:
+        raise DataError(name, f"{np.asarray(stored).nbytes} bytes stored", "The file is damaged: write it again.")
     values = np.ascontiguousarray(stored).view(kind)
     if values.size != target.size:
         problem = f"{values.size} values stored, {target.size} announced by its header"

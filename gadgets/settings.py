@@ -77,7 +77,7 @@ class ChainSettings:
     matrix: tuple[int, ...] | None = option(
         None, "Image matrix: one number for every axis, or `nx,ny` or `nx,ny,nz`; auto: the header's reconSpace.", low=2
     )
-    dimension: int | None = option(None, "2 for slices, 3 for volumes; auto: from the header and the trajectory.", low=2, high=3)
+    dimension: int | None = option(None, "2 for slices, 3 for volumes; auto: from the header's matrices.", low=2, high=3)
     volume: str = option(
         "joint",
         "A 3D scan as one, or, for a stack of stars, in slices after a transform along kz; a frame then holds `readouts_per_frame` angles.",

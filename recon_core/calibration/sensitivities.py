@@ -15,6 +15,8 @@ KERNEL_WIDTH = 6
 SINGULAR_THRESHOLD = 0.02
 _CG_STEPS = 15
 _EIG_CHUNK = 1 << 16
+_LEAST = 1e-15
+"""Samples no larger, or larger than one over it, have squares near the ends of single precision."""
 
 
 def calibration_region(points: Tensor, samples: Tensor, weights: Tensor, shape: tuple[int, ...], engine: str, cartesian: bool) -> Tensor:
@@ -89,8 +91,18 @@ def espirit(
     Returns:
         Maps complex64 ``[coil, *shape]`` with unit root-sum-of-squares and the phase of the first coil removed, and the
         largest eigenvalue float32 ``[*shape]`` (near 1 inside the object).
+
+    Raises:
+        DataError: no signal, or squares of it are beyond single precision.
     """
     coils, *sizes = region.shape
+    largest = float(region.abs().max())
+    if not _LEAST < largest < 1 / _LEAST:
+        raise DataError(
+            "samples",
+            f"magnitudes up to {largest:.3g} around the centre of k-space",
+            "Leave out slices without signal, or scale the samples.",
+        )
     dim = len(sizes)
     widths = [min(kernel, (n + 1) // 2) for n in sizes]
     patches = region
@@ -119,7 +131,6 @@ def _eigen_maps(kernels: Tensor, shape: tuple[int, ...], widths: list[int]) -> t
     spectra = torch.fft.fftn(kernels, s=lags, dim=dims).flatten(2)
     products = torch.einsum("kap,kbp->abp", spectra.conj(), spectra).reshape(coils, coils, *lags)
     correlation = torch.fft.ifftn(products, dim=dims)
-    padded = torch.zeros((coils, coils, *shape), dtype=kernels.dtype, device=kernels.device)
     # Lags stand in FFT order: non-negative first, negative ones at the end.
     padded = correlation
     for axis, (n, width) in enumerate(zip(shape, widths, strict=True), start=2):

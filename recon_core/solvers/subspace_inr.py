@@ -22,8 +22,8 @@ from recon_core.solvers.subspace import BASIS_STRENGTHS, SubspaceSettings, Subsp
 
 STRENGTHS = (0.011, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3)
 FIELD_SHARES = (0.1, 0.2, 0.35)
-# Where noise or faults of the measurement limit.
-_SMOOTH_STATIC = 20.0
+# Where noise or faults of the measurement limit: a smoother static basis, and weights close to maximum likelihood.
+_SMOOTH_STATIC, _EVEN_POWER = 20.0, 0.125
 # A V less smooth follows the held-out readouts' neighbours too: that it predicts a little better says nothing.
 _EVIDENCE_FOR_ROUGH = 0.03
 _DUAL_STEPS = 3
@@ -52,7 +52,7 @@ class SubspaceInrSettings(SubspaceSettings):
     imaginary: float = option(2.0, "threshold of the imaginary parts, relative to that of the real ones", low=0.0, high=1e3)
     weak_power: float = option(0.2, "a weak basis is scaled by its singular value over the second one to this power", low=0.0, high=1.0)
     smooth: bool | None = option(None, "20 times the static_strength, where noise or faults of the data limit; auto: held-out")
-    even: bool | None = option(None, "all samples weigh the same (density_power 0: maximum likelihood), where noise limits; auto: held-out")
+    even: bool | None = option(None, "an eighth of the density_power, so that samples weigh nearly the same, where noise limits; auto: held-out")
     field: float | None = option(None, "share of the motion field in the images; auto: held-out, 0.1 to 0.35", low=0.0, high=1.0)
     field_steps: int = option(120, "Adam steps of the motion field", low=1, high=100_000)
     field_batch: int = option(8, "frames in one of these steps", low=1, high=100_000)
@@ -93,7 +93,7 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
     @property
     def density_power(self) -> float:
         """See :class:`SubspaceSolver`."""
-        return 0.0 if self.settings.even else self.settings.density_power
+        return self.settings.density_power * (_EVEN_POWER if self.settings.even else 1.0)
 
     @classmethod
     def candidates(cls, settings: SubspaceInrSettings, problem: KSpaceProblem) -> list[Any]:

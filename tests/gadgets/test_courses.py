@@ -154,6 +154,14 @@ def test_a_map_is_estimated_from_the_images_phase(speech_scan, tmp_path):
     assert error(field_map=f"estimate:{wrong}") < 0.7 * error()
 
 
+def test_an_archive_is_no_field_map(scans, tmp_path):
+    np.savez(tmp_path / "maps.npz", one=np.zeros((8, 8)), two=np.zeros((8, 8)))
+    xml, acquisitions = scans.radial_scan(n=8)
+    settings = ChainSettings(solver="gridding", field_map=str(tmp_path / "maps.npz"), readouts_per_frame=4)
+    with pytest.raises(SettingError, match="several arrays"):
+        list(stages.run(settings, xml, acquisitions))
+
+
 def test_what_an_estimate_needs_is_asked_for_before_the_fit(speech_scan, scans):
     def method(*_):
         raise AssertionError("fitted")

@@ -88,6 +88,42 @@ def test_a_record_of_the_wrong_length_names_the_acquisition(tmp_path, field):
         list(read_scan(path).items())
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("xml", np.empty((0,), "S4"), "xml: empty"),
+        ("xml", np.bytes_(b"<a/>"), r"xml: \|S4 \(\)"),
+        ("xml", np.array([b"\xff\xfe"]), "not UTF-8"),
+        ("data", None, "data: a group"),
+        ("data", np.zeros(3), "data: float64"),
+        ("waveforms", np.zeros(3), "waveforms: float64"),
+    ],
+)
+def test_damaged_tables_are_named(tmp_path, name, content, words):
+    path = tmp_path / "scan.h5"
+    write_scan(path, HEADER, _acquisitions(1))
+    with h5py.File(path, "r+") as file:
+        if name in file["dataset"]:
+            del file["dataset"][name]
+        if content is None:
+            file["dataset"].create_group(name)
+        else:
+            file["dataset"][name] = content
+    with pytest.raises(DataError, match=words):
+        read_scan(path)
+
+
+def test_half_a_sample_is_told(tmp_path):
+    path = tmp_path / "scan.h5"
+    write_scan(path, HEADER, _acquisitions())
+    with h5py.File(path, "r+") as file:
+        row = file["dataset/data"][3]
+        row["data"] = row["data"][:-1]
+        file["dataset/data"][3] = row
+    with pytest.raises(DataError, match="acquisition 3 data: 188 bytes"):
+        list(read_scan(path).items())
+
+
 def test_files_that_are_none_are_told(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         read_scan(tmp_path / "absent.h5")

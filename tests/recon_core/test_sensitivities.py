@@ -139,3 +139,11 @@ def test_cartesian_maps_use_the_centre_without_gaps(toy: ModuleType) -> None:
     assert float(agreement(found, maps)[inside].mean()) > 0.995
     with pytest.raises(DataError, match="no line through the k-space centre"):
         measured_centre(points[points[:, 1] != 0], (24, 24))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e25, math.nan])
+@pytest.mark.parametrize("cartesian", [False, True])
+def test_slices_without_usable_signal_are_told(toy: ModuleType, scale: float, cartesian: bool) -> None:
+    points, samples, weights, _, _ = scan(toy, (20, 18), cartesian)
+    with pytest.raises(DataError, match="samples: magnitudes up to"):
+        sensitivities(points, scale * samples, weights, (20, 18), cartesian=cartesian)

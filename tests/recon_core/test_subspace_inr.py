@@ -305,10 +305,10 @@ def test_bad_data_weigh_more_evenly_and_smooth_the_static_basis(scan: tuple[KSpa
     plain = fit(scan[0], bare)
     noisy = SubspaceInr(dataclasses.replace(bare, smooth=True, even=True))
     noisy.start_beside(plain)
-    assert noisy.density_power == 0.0
+    assert noisy.density_power == bare.density_power / 8
     assert noisy.normal is not plain.normal
     assert not noisy.bases.any()
-    same = dataclasses.replace(bare, density_power=0.0, static_strength=20 * bare.static_strength)
+    same = dataclasses.replace(bare, density_power=bare.density_power / 8, static_strength=20 * bare.static_strength)
     while not noisy.done:
         noisy.update()
     torch.testing.assert_close(noisy.images().images, fit(scan[0], same).images().images)
