@@ -52,7 +52,7 @@ class SubspaceInrSettings(SubspaceSettings):
     imaginary: float = option(2.0, "threshold of the imaginary parts, relative to that of the real ones", low=0.0, high=1e3)
     weak_power: float = option(0.2, "a weak basis is scaled by its singular value over the second one to this power", low=0.0, high=1.0)
     smooth: bool | None = option(None, "20 times the static_strength, where noise or faults of the data limit; auto: held-out")
-    even: bool | None = option(None, "an eighth of the density_power, so that samples weigh nearly the same, where noise limits; auto: held-out")
+    even: bool | None = option(None, "an eighth of the density_power, for nearly even weights where noise limits; auto: held-out")
     field: float | None = option(None, "share of the motion field in the images; auto: held-out, 0.1 to 0.35", low=0.0, high=1.0)
     field_steps: int = option(120, "Adam steps of the motion field", low=1, high=100_000)
     field_batch: int = option(8, "frames in one of these steps", low=1, high=100_000)
