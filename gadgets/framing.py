@@ -22,6 +22,11 @@ from recon_core.calibration.navigator import centre_signal
 from recon_core.errors import DataError, SettingError
 from recon_core.problem import KSpaceProblem
 
+_CONTINUED = 5.0
+"""Beats by which a heart's signal may end short of the readouts: median ones take their place."""
+_HELD = 2.0
+"""Seconds by which that of the breath may."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Physiology:
@@ -113,7 +118,9 @@ def _beats(problem: KSpaceProblem, readouts: list[Readout], settings: ChainSetti
         return beats(since_trigger(stamps, problem.readout_times.numpy(), tick))
     identity = ECG if settings.gating == "ecg" else PULSE
     _require_clock(physiology, settings.gating)
-    return beats(physiology.waveforms.triggers(identity, physiology.origin, tick))
+    found = beats(physiology.waveforms.triggers(identity, physiology.origin, tick))
+    _require_cover(problem, settings.gating, found.starts, _CONTINUED * found.length)
+    return found
 
 
 def _breath(problem: KSpaceProblem, settings: ChainSettings, physiology: Physiology) -> NDArray[np.float64]:
@@ -122,8 +129,21 @@ def _breath(problem: KSpaceProblem, settings: ChainSettings, physiology: Physiol
         return self_gating.breathing(*_navigator(problem), problem.readout_times.numpy())
     _require_clock(physiology, "belt")
     signal = physiology.waveforms.signal(RESPIRATION, physiology.origin, settings.time_tick_ms / 1000)
+    _require_cover(problem, "belt", signal.times, _HELD)
     amplitude: NDArray[np.float64] = np.interp(problem.readout_times.numpy(), signal.times, signal.data[0])
     return amplitude
+
+
+def _require_cover(problem: KSpaceProblem, source: str, moments: NDArray[np.float64], slack: float) -> None:
+    """Refuse a waveform of another time than the readouts', seconds from the scan's first; it may end ``slack`` seconds short of them."""
+    times = problem.readout_times
+    first, last = float(times.min()), float(times.max())
+    if moments[0] > first + slack or moments[-1] < last - slack:
+        raise DataError(
+            f"waveform of {source}",
+            f"from {moments[0]:.1f} to {moments[-1]:.1f} s, the readouts from {first:.1f} to {last:.1f} s",
+            "Correct the time stamps or time_tick_ms, or set gating=self and respiration=self.",
+        )
 
 
 def _require_clock(physiology: Physiology, source: str) -> None:

@@ -15,6 +15,8 @@ ECG, PULSE, RESPIRATION = 0, 1, 2
 """Waveform ids as Siemens scanners use them."""
 
 NAMES = {ECG: "ECG", PULSE: "pulse", RESPIRATION: "respiration"}
+_LARGEST_SPAN = 20.0
+"""Records with wider gaps between them than so many times what they hold are not of one recording."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,6 +97,13 @@ class Waveforms:
 
 def _evenly(signal: Signal) -> NDArray[np.float64]:
     """The first channel on an even grid of times: gaps between records are bridged by straight lines."""
+    span, sampled = signal.times[-1] - signal.times[0], signal.spacing * len(signal.times)
+    if span > _LARGEST_SPAN * sampled:
+        raise DataError(
+            "waveform time_stamp",
+            f"records of {sampled:.1f} s lie within {span:.0f} s",
+            "Leave out records of other times, or set gating=self.",
+        )
     grid = np.arange(signal.times[0], signal.times[-1] + 0.5 * signal.spacing, signal.spacing)
     values: NDArray[np.float64] = np.interp(grid, signal.times, signal.data[0])
     return values

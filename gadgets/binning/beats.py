@@ -18,6 +18,8 @@ SHORTEST, LONGEST = 0.3, 1.5
 # beats and the pauses after them.
 _SPLIT, _MERGED, _GAP = 0.6, 1.4, 1.6
 _AROUND = 11
+_LONGEST_GAP = 10.0
+"""Beats that may be missing in a row."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,7 +97,7 @@ def beats(triggers: NDArray[np.float64]) -> Beats:
         triggers: seconds, in any order.
 
     Raises:
-        DataError: fewer than three triggers.
+        DataError: fewer than three triggers, or a gap that is no missed trigger.
     """
     starts = np.unique(np.asarray(triggers, dtype=np.float64))
     if len(starts) < 3:
@@ -105,6 +107,12 @@ def beats(triggers: NDArray[np.float64]) -> Beats:
         starts = np.delete(starts, number)
     kept = len(starts)
     lengths = np.diff(starts)
+    if (longest := float(lengths.max())) > _LONGEST_GAP * (usual := float(np.median(lengths))):
+        raise DataError(
+            "gating",
+            f"{longest:.1f} s without a heartbeat, the others are {usual:.2f} s long",
+            "Mend the signal or its stamps, or set gating=self.",
+        )
     whole = np.where(lengths > _GAP * (around := _around(lengths)), np.maximum(2, np.round(lengths / around)), 1).astype(int)
     filled = [start + length / parts * np.arange(parts) for start, length, parts in zip(starts[:-1], lengths, whole, strict=True)]
     complete = np.concatenate([*filled, starts[-1:]])
@@ -112,8 +120,11 @@ def beats(triggers: NDArray[np.float64]) -> Beats:
 
 
 def _around(lengths: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Usual length about every beat: a running median, so that a drifting heart rate is followed."""
-    smoothed: NDArray[np.float64] = median_filter(lengths, size=min(_AROUND, len(lengths) - 1 + len(lengths) % 2), mode="mirror")
+    """Usual length about every beat: a running median, so that a drifting heart rate is followed; of few beats that of all."""
+    if len(lengths) < _AROUND:
+        # A narrower window would see little more than an early beat and its pause.
+        return np.full(len(lengths), np.median(lengths))
+    smoothed: NDArray[np.float64] = median_filter(lengths, size=_AROUND, mode="mirror")
     return smoothed
 
 

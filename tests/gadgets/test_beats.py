@@ -154,3 +154,16 @@ def test_self_gating_needs_readouts_through_the_centre():
         heartbeats(np.ones((2, 4), dtype=np.complex64), np.arange(4.0))
     with pytest.raises(DataError, match="every 250 ms"):
         heartbeats(np.ones((2, 40), dtype=np.complex64), 0.25 * np.arange(40.0))
+
+
+@pytest.mark.parametrize(("count", "early"), [(count, early) for count in range(3, 12) for early in range(count - 1)])
+def test_an_early_beat_and_its_pause_stay_in_a_short_scan(count, early):
+    lengths = np.full(count, 0.8)
+    lengths[early], lengths[early + 1] = 0.55, 1.05
+    found = beats(np.cumsum([0.4, *lengths]))
+    assert (found.spurious, found.missed) == (0, 0)
+
+
+def test_a_stray_trigger_far_away_is_no_row_of_missed_ones():
+    with pytest.raises(DataError, match=r"49996\.8 s without a heartbeat"):
+        beats(np.array([0, 0.8, 1.6, 2.4, 3.2, 50000.0]))

@@ -145,6 +145,14 @@ def test_a_gap_between_records_moves_no_beat():
     np.testing.assert_allclose(gathered.triggers(ECG, 0, TICK), TRIGGERS, atol=TICK)
 
 
+def test_a_record_of_another_time_is_told():
+    gathered = Waveforms()
+    for record in [*records(ECG, heart_signal(TRIGGERS, 7)[None], first=0), *records(ECG, np.full((1, 40), 2048), first=2**32 - 100)]:
+        gathered.add(record)
+    with pytest.raises(DataError, match=r"waveform time_stamp: records of 7\.1 s lie within 10737418 s"):
+        gathered.triggers(ECG, 0, TICK)
+
+
 def test_the_scanners_own_triggers_come_first():
     own = np.zeros((3, 2800))
     own[0] = heart_signal(TRIGGERS[::2], 7)
@@ -186,12 +194,13 @@ def radial(scans):
     return xml, acquisitions
 
 
-def gated(radial, ecg: np.ndarray, **settings):
+def gated(radial, ecg: np.ndarray, late: int = 0, late_breath: int = 0, **settings):
+    """Problem and images; waveforms come ``late`` and ``late_breath`` ticks after the readouts."""
     xml, acquisitions = radial
     recorder = Recorder()
     chosen = ChainSettings(framing="gated", cardiac_phases=10, coils=2, image_type="complex", **settings)
     breath = 1000 + 500 * np.sin(2 * np.pi * 0.25 * np.arange(0, 6, TICK))
-    waves = [*records(ECG, ecg[None], first=5000), *records(RESPIRATION, breath[None], first=5000)]
+    waves = [*records(ECG, ecg[None], first=5000 + late), *records(RESPIRATION, breath[None], first=5000 + late_breath)]
     images = list(stages.run(chosen, xml, [*acquisitions[:7], *waves, *acquisitions[7:]], method=recorder))
     return recorder.problems[0], images
 
@@ -226,6 +235,19 @@ def test_a_missed_or_spurious_trigger_does_not_derail_the_scan(radial):
     assert same_phase(clean, spurious) > 0.97
     assert "1 missed triggers mended" in images[0].meta["ImageComments"]
     assert [image.phase for image in images] == list(range(10))
+
+
+@pytest.mark.parametrize("late", [1_440_000, -3600])
+def test_waveforms_of_another_time_are_refused(radial, late):
+    with pytest.raises(DataError, match=r"waveform of ecg: from .* the readouts from 0\.0 to 6\.0 s"):
+        gated(radial, heart_signal(TRIGGERS, 6), late=late)
+    with pytest.raises(DataError, match="waveform of belt: from"):
+        gated(radial, heart_signal(TRIGGERS, 6), late_breath=late, respiratory_phases=2)
+
+
+def test_a_signal_that_ends_a_few_beats_early_is_continued(radial):
+    problem, _ = gated(radial, heart_signal(TRIGGERS[:5], 4))
+    assert same_phase(gated(radial, heart_signal(TRIGGERS, 6))[0], problem) > 0.97
 
 
 def test_stamps_and_waveform_agree(radial):
