@@ -13,6 +13,8 @@ from gadgets.readouts import Readout
 from recon_core.errors import DataError
 
 _WHOLE = 1e-3
+_MOST_OUTSIDE = 0.25
+"""More of the lines beyond the encoded matrix than that: the header's centre is wrong."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,6 +58,14 @@ def steps(readouts: list[Readout], encoding: Encoding, axis: int) -> NDArray[np.
             f"{int(step.min())} to {int(step.max())}, the header announces {matrix} encoded pixels along {'xyz'[axis]}",
             "Correct encodedSpace.matrixSize or the encoding steps.",
         )
+    outside = float((np.abs(step - center) > matrix / 2).mean())
+    if outside > _MOST_OUTSIDE:
+        beyond = f"{100 * outside:.0f} % of the steps ({int(step.min())} to {int(step.max())})"
+        raise DataError(
+            f"encodingLimits.{name}.center",
+            f"{center}, which puts {beyond} beyond the encoded matrix of {matrix}",
+            f"Give the step of the line through k = 0, {matrix // 2} where all lines are acquired.",
+        )
     return (step - center) * _ratio(encoding, axis)
 
 
@@ -76,8 +86,15 @@ def place(readouts: list[Readout], encoding: Encoding, shape: tuple[int, ...]) -
         shape: image shape ``((nz,) ny, nx)``.
 
     Raises:
-        DataError: samples outside the encoded matrix.
+        DataError: samples outside the encoded matrix, or partitions of a slice.
     """
+    partitions = {int(r.head.idx.kspace_encode_step_2) for r in readouts}
+    if len(shape) == 2 and len(partitions) > 1:
+        raise DataError(
+            "kspace_encode_step_2",
+            f"{min(partitions)} to {max(partitions)} in a slice",
+            "Give matrixSize.z of encodedSpace and reconSpace of the volume, or send partitions as slices.",
+        )
     lines, used = _on_encoded_axis(readouts, encoding)
     n_encoded = encoding.encoded.matrix[0]
     ratio = _ratio(encoding, 0)

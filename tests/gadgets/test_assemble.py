@@ -274,6 +274,20 @@ def test_more_lines_than_encoded(scans):
         made(scans.Protocol(trajectory="cartesian").xml(), lines)
 
 
+def test_a_centre_that_puts_half_of_the_lines_outside_is_refused(scans):
+    limits = "<kspace_encoding_step_1><minimum>0</minimum><maximum>31</maximum><center>0</center></kspace_encoding_step_1>"
+    with pytest.raises(DataError, match=r"kspace_encoding_step_1\.center: 0, which puts 47 % of the steps \(0 to 31\)"):
+        cartesian_problem(scans, scans.Protocol(trajectory="cartesian", limits=limits))
+
+
+def test_partitions_of_a_slice_are_refused(scans):
+    lines = scans.cartesian(scans.Protocol(trajectory="cartesian"), noise=0.0)
+    for number, line in enumerate(lines):
+        line.idx.kspace_encode_step_2 = number % 2
+    with pytest.raises(DataError, match="kspace_encode_step_2: 0 to 1 in a slice"):
+        made(scans.Protocol(trajectory="cartesian").xml(), lines)
+
+
 # Noise
 
 
