@@ -208,10 +208,10 @@ def rungs_beside(settings: Any, asked: Any, tried: Sequence[Any], ladders: Mappi
         if getattr(asked, name) is not None or value is None:
             continue
         place = values.index(value)
-        for neighbour in values[place + 1 : place + 2], values[max(place - 1, 0) : place]:
-            for other in (dataclasses.replace(settings, **{name: rung}) for rung in neighbour):
-                if other not in tried:
-                    return [other]
+        for rung in (*values[place + 1 : place + 2], *values[max(place - 1, 0) : place]):
+            other = dataclasses.replace(settings, **{name: rung})
+            if other not in tried:
+                return [other]
     return []
 
 
