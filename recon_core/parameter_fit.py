@@ -21,6 +21,9 @@ _MASK_QUANTILE = 0.99
 _CHUNK = 8192
 _ATOM_CHUNK = 4096
 _ENTRIES_PER_TURN = 3
+_FIRST_DAMPING = 1e-2
+# Share of a voxel's cost: a change of a hundredth of a parameter's standard deviation.
+_SETTLED = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,13 +148,22 @@ def fit_parameters(model: SignalModel, coefficients: Tensor, basis: Tensor | Non
     return ParameterFit(from_fitted(model, fitted), torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts]))
 
 
+def _real(columns: Tensor) -> Tensor:
+    """Complex ``[..., K, voxel]`` as real ``[voxel, ..., 2K]``: batches of small real products are fast, complex ones are not."""
+    return torch.view_as_real(columns.movedim(-1, 0).contiguous()).flatten(-2)
+
+
 def _match(data: Tensor, grid: Tensor, atoms: Tensor) -> Tensor:
     """Grid point of the atom that explains most of every voxel."""
     unit = atoms / torch.linalg.vector_norm(atoms, dim=0).clamp_min(1e-12)
+    voxels = _real(data)
     best = torch.full((data.shape[1],), -1.0, device=data.device)
     index = torch.zeros(data.shape[1], dtype=torch.int64, device=data.device)
     for start in range(0, unit.shape[1], _ATOM_CHUNK):
-        value, place = (unit[:, start : start + _ATOM_CHUNK].conj().T @ data).abs().max(dim=0)
+        part = unit[:, start : start + _ATOM_CHUNK]
+        share = (voxels @ _real(part).T).square_()
+        share += (voxels @ _real(1j * part).T).square_()
+        value, place = share.max(dim=1)
         better = value > best
         best, index = torch.where(better, value, best), torch.where(better, place + start, index)
     return grid[:, index].clone()
@@ -162,40 +174,50 @@ def _amplitude(signal: Tensor, data: Tensor) -> Tensor:
 
 
 def _fit_chunk(model: SignalModel, data: Tensor, basis: Tensor, grid: Tensor, atoms: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    low, high = (b.to(data.device) for b in bounds(model))
+    def tried(point: Tensor, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        signal = model.project(from_fitted(model, point), basis)
+        amplitude = _amplitude(signal, data)
+        return signal, amplitude, (amplitude * signal - data).abs().square().sum(0)
+
     x = _match(data, grid, atoms)
-
-    def signal(point: Tensor) -> Tensor:
-        return model.project(from_fitted(model, point), basis)
-
-    current = signal(x)
-    amplitude = _amplitude(current, data)
-    cost = (amplitude * current - data).abs().square().sum(0)
-    damping = torch.full_like(cost, 1e-2)
-    count = x.shape[0]
+    _, amplitude, cost = tried(x, data)
+    damping = torch.full_like(cost, _FIRST_DAMPING)
+    moving = torch.arange(x.shape[1], device=x.device)
     for _ in range(steps):
-        columns = amplitude * signal_and_derivatives(model, x, basis)[1]
-        jacobian = torch.cat([columns, torch.stack([current, 1j * current])])
-        residual = amplitude * current - data
-        normal = torch.einsum("ikv,jkv->vij", jacobian.conj(), jacobian).real.double()
-        gradient = torch.einsum("ikv,kv->vi", jacobian.conj(), residual).real.double()
-        # A value at its bound that would leave it stands still, and the others step as if it were known.
-        held = ((x <= low) & (gradient.T[:count] > 0)) | ((x >= high) & (gradient.T[:count] < 0))
-        free = torch.cat([~held, torch.ones_like(held[:2])]).T.double()
-        normal, gradient = normal * free[:, :, None] * free[:, None, :], gradient * free
-        diagonal = normal.diagonal(dim1=1, dim2=2)
-        floor = 1e-9 * diagonal.amax(dim=1, keepdim=True) + 1e-30
-        system = normal + torch.diag_embed(damping.double()[:, None] * diagonal + floor)
-        step = torch.linalg.solve(system, gradient).T[:count].to(x.dtype)
-        trial = torch.minimum(torch.maximum(x - step, low), high)
-        tried = signal(trial)
-        tried_amplitude = _amplitude(tried, data)
-        tried_cost = (tried_amplitude * tried - data).abs().square().sum(0)
-        better = tried_cost < cost
-        x, current = torch.where(better, trial, x), torch.where(better, tried, current)
-        amplitude, cost = torch.where(better, tried_amplitude, amplitude), torch.where(better, tried_cost, cost)
-        damping = torch.where(better, damping / 4, damping * 6).clamp(1e-7, 1e7)
+        part, kept = data[:, moving], x[:, moving]
+        trial = kept - _step(model, kept, amplitude[moving], part, basis, damping[moving])
+        _, new_amplitude, new_cost = tried(trial, part)
+        fall = cost[moving] - new_cost
+        better = fall > 0
+        x[:, moving] = torch.where(better, trial, kept)
+        amplitude[moving] = torch.where(better, new_amplitude, amplitude[moving])
+        # Where a free step changes the cost by next to nothing, the rest of them would not change it either.
+        settled = (fall.abs() <= _SETTLED * cost[moving]) & (damping[moving] <= _FIRST_DAMPING)
+        cost[moving] = torch.where(better, new_cost, cost[moving])
+        damping[moving] = torch.where(better, damping[moving] / 4, damping[moving] * 6).clamp(1e-7, 1e7)
+        moving = moving[~settled]
+        if not moving.numel():
+            break
     return x, amplitude, cost.sqrt()
+
+
+def _step(model: SignalModel, x: Tensor, amplitude: Tensor, data: Tensor, basis: Tensor, damping: Tensor) -> Tensor:
+    """What Levenberg–Marquardt subtracts from the fitted values, ``[parameter, voxel]``, kept within their bounds."""
+    low, high = (b.to(data.device) for b in bounds(model))
+    count = x.shape[0]
+    signal, derivatives = signal_and_derivatives(model, x, basis)
+    jacobian = _real(torch.cat([amplitude * derivatives, torch.stack([signal, 1j * signal])]))
+    normal = (jacobian @ jacobian.mT).double()
+    gradient = (jacobian @ _real(amplitude * signal - data)[:, :, None])[..., 0].double()
+    # A value at its bound that would leave it stands still, and the others step as if it were known.
+    held = ((x <= low) & (gradient.T[:count] > 0)) | ((x >= high) & (gradient.T[:count] < 0))
+    free = torch.cat([~held, torch.ones_like(held[:1]), torch.ones_like(held[:1])]).T.double()
+    normal, gradient = normal * free[:, :, None] * free[:, None, :], gradient * free
+    diagonal = normal.diagonal(dim1=1, dim2=2)
+    floor = 1e-9 * diagonal.amax(dim=1, keepdim=True) + 1e-30
+    system = normal + torch.diag_embed(damping.double()[:, None] * diagonal + floor)
+    step = torch.linalg.solve(system, gradient).T[:count].to(x.dtype)
+    return x - torch.minimum(torch.maximum(x - step, low), high)
 
 
 def _unit(x: Tensor, number: int) -> Tensor:

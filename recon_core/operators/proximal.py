@@ -8,6 +8,16 @@ import torch
 from torch import Tensor
 
 
+# Complex numbers of the dual that are worked on at once, within the processor's cache.
+_CHUNK = 1 << 20
+
+
+def squared_magnitude(images: Tensor) -> Tensor:
+    """``|z|²``, several times as fast as by ``abs`` or a sum over the parts."""
+    real, imaginary = images.real, images.imag
+    return torch.mul(real, real).addcmul_(imaginary, imaginary)
+
+
 def finite_differences(images: Tensor) -> Tensor:
     """Forward differences of images ``[image, (z,) y, x]`` along every spatial axis, zero at the far edge: ``[axis, image, …]``."""
     out = torch.zeros((images.ndim - 1, *images.shape), dtype=images.dtype, device=images.device)
@@ -45,16 +55,24 @@ class SpatialTv:
     def __call__(self, images: Tensor, thresholds: Tensor) -> Tensor:
         """Apply with thresholds float32 ``[image]`` (0 leaves an image as it is)."""
         limit = thresholds.reshape(-1, *[1] * self.dim).clamp_min(1e-30)
-        dual, ahead, momentum = self.dual, self.dual, 1.0
+        out = torch.empty_like(images)
+        each = max(1, _CHUNK // (self.dim * images[0].numel()))
+        for part in (slice(start, start + each) for start in range(0, images.shape[0], each)):
+            out[part], self.dual[:, part] = self._of_images(images[part], self.dual[:, part], limit[part])
+        return out
+
+    def _of_images(self, images: Tensor, dual: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+        ahead, momentum = dual, 1.0
         for _ in range(self.iterations):
-            point = images - finite_differences_adjoint(ahead)
-            new = ahead + finite_differences(point) / (4 * self.dim)
-            new = new / (new.abs().square().sum(0).sqrt() / limit).clamp_min(1)
+            point = finite_differences_adjoint(ahead).neg_().add_(images)
+            new = finite_differences(point).mul_(1 / (4 * self.dim)).add_(ahead)
+            size = squared_magnitude(new).sum(0).sqrt_()
+            new.mul_(torch.div(limit, size, out=size).clamp_max_(1))
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-            ahead = new + (momentum - 1) / following * (new - dual)
+            weight = 1 + (momentum - 1) / following
+            ahead = new if weight == 1 else torch.view_as_complex(torch.lerp(torch.view_as_real(dual), torch.view_as_real(new), weight))
             dual, momentum = new, following
-        self.dual = dual
-        return images - finite_differences_adjoint(dual)
+        return finite_differences_adjoint(dual).neg_().add_(images), dual
 
 
 class TemporalTv:
@@ -83,7 +101,8 @@ class TemporalTv:
         for _ in range(self.iterations):
             point = self._minus_adjoint(parts, ahead)
             new = torch.sub(point[1:], point[:-1]).mul_(0.25).add_(ahead)
-            new.div_(new.square().sum(-1, keepdim=True).sqrt_().div_(threshold).clamp_min_(1))
+            size = squared_magnitude(torch.view_as_complex(new)).sqrt_()
+            torch.view_as_complex(new).mul_(torch.div(threshold, size, out=size).clamp_max_(1))
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             ahead = torch.lerp(dual, new, 1 + (momentum - 1) / following)
             dual, momentum = new, following
