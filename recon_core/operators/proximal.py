@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-
 # Complex numbers of the dual that are worked on at once, within the processor's cache.
 _CHUNK = 1 << 20
 
