@@ -26,6 +26,8 @@ from recon_core.problem import KSpaceProblem
 
 # ISMRMRD's ±0.5 cycles per pixel, with room for gradient delays; radians or cycles per field of view lie far beyond.
 _LARGEST_STORED = 0.75
+_LEAST_PIXELS = 8
+_MOST_INTERPOLATED = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +56,11 @@ class Assembled:
     phases: NDArray[np.int64] | None = None
     repetitions: NDArray[np.int64] | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image, ``((nz,) ny, nx)``."""
+        return self.problem.shape
+
 
 def dimension(encoding: Encoding, requested: int | None) -> int:
     """2 for a slice, 3 for a volume; from the header's matrices, never from the width of a trajectory.
@@ -80,7 +87,8 @@ def image_shape(encoding: Encoding, dim: int, matrix: tuple[int, ...] | None) ->
     """Image shape ``((nz,) ny, nx)``: the chain's ``matrix`` (nx, ny(, nz)), or the header's reconSpace; the field of view stays.
 
     Raises:
-        SettingError: ``matrix`` has another number of axes.
+        SettingError: ``matrix`` has another number of axes, or is too small or too large to be meant.
+        DataError: the header's reconSpace is.
     """
     if matrix is None:
         sizes: tuple[int, ...] = encoding.recon.matrix[:dim]
@@ -90,10 +98,14 @@ def image_shape(encoding: Encoding, dim: int, matrix: tuple[int, ...] | None) ->
         sizes = matrix
     else:
         raise SettingError("matrix", f"{len(matrix)} numbers for a {dim}D scan", f"Give one number or {dim} of them.")
-    if min(sizes) < 2:
-        raise DataError(
-            f"encoding[{encoding.index}].reconSpace.matrixSize", f"{sizes}", "Give at least 2 pixels an axis, or set the chain's matrix."
-        )
+    largest = tuple(_MOST_INTERPOLATED * max(n, 2) for n in encoding.encoded.matrix[:dim])
+    low = min(sizes) < 2 or min(sizes[:2]) < _LEAST_PIXELS
+    if low or any(n > most for n, most in zip(sizes, largest, strict=True)):
+        cure = f"Give {_LEAST_PIXELS} pixels or more in plane, 2 along z, and at most {_MOST_INTERPOLATED} times the encoded matrix"
+        given = "×".join(map(str, sizes)) + f" pixels of {'×'.join(map(str, encoding.encoded.matrix[:dim]))} encoded ones"
+        if matrix is not None:
+            raise SettingError("matrix", given, f"{cure}.")
+        raise DataError(f"encoding[{encoding.index}].reconSpace.matrixSize", given, f"{cure}, or set the chain's matrix.")
     return tuple(reversed(sizes))
 
 

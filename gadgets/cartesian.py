@@ -99,6 +99,12 @@ def place(readouts: list[Readout], encoding: Encoding, shape: tuple[int, ...]) -
     n_encoded = encoding.encoded.matrix[0]
     ratio = _ratio(encoding, 0)
     cropped = round(n_encoded * ratio)
+    if cropped < 2:
+        raise DataError(
+            f"encoding[{encoding.index}].reconSpace.fieldOfView_mm.x",
+            f"{encoding.recon.field_of_view[0]:g} of {encoding.encoded.field_of_view[0]:g} mm encoded",
+            "Give the width of the image.",
+        )
     if ratio <= 1 and abs(n_encoded * ratio - cropped) < _WHOLE * n_encoded:
         lines, used = _crop(lines, used, cropped)
         k_read: NDArray[np.float64] = np.arange(cropped, dtype=np.float64) - cropped // 2

@@ -73,6 +73,19 @@ class Line:
     end: tuple[float, float]
     z: int = 0
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """See that it lies within an image of shape ``((nz,) ny, nx)``.
+
+        Raises:
+            SettingError: it leaves the image.
+        """
+        ny, nx = shape[-2:]
+        nz = shape[0] if len(shape) == 3 else 1
+        if not 0 <= self.z < nz:
+            raise SettingError("profiles", f"{self.name}: slice {self.z} of {nz}", "Number slices from 0.")
+        if not all(0 <= x <= nx - 1 and 0 <= y <= ny - 1 for x, y in (self.start, self.end)):
+            raise SettingError("profiles", f"{self.name} leaves the image of {nx}×{ny} pixels", "Count pixels from 0.")
+
 
 def parse_regions(text: str) -> tuple[Region, ...]:
     """Regions of the chain property: ``NAME=x,y,radius`` or ``NAME=x,y,z,radius``, several separated by semicolons.
@@ -136,20 +149,29 @@ def profile(series: ImageSeries, line: Line) -> NDArray[np.float32]:
         SettingError: the line leaves the image.
     """
     images = series.images.numpy()
+    line.check(images.shape[1:])
     if images.ndim == 4:
-        if not 0 <= line.z < images.shape[1]:
-            raise SettingError("profiles", f"{line.name}: slice {line.z} of {images.shape[1]}", "Number slices from 0.")
         images = images[:, line.z]
     count = max(2, math.ceil(math.dist(line.start, line.end)) + 1)
     x, y = (np.linspace(a, b, count) for a, b in zip(line.start, line.end, strict=True))
     ny, nx = images.shape[1:]
-    if min(x.min(), y.min()) < 0 or x.max() > nx - 1 or y.max() > ny - 1:
-        raise SettingError("profiles", f"{line.name} leaves the image of {nx}×{ny} pixels", "Count pixels from 0.")
     left, top = np.minimum(x.astype(int), nx - 2), np.minimum(y.astype(int), ny - 2)
     u, v = x - left, y - top
     magnitude = np.abs(images)
     rows = [(1 - u) * magnitude[:, top + d, left] + u * magnitude[:, top + d, left + 1] for d in (0, 1)]
     return ((1 - v) * rows[0] + v * rows[1]).T.astype(np.float32)
+
+
+def check_places(shape: tuple[int, ...], regions: tuple[Region, ...], lines: tuple[Line, ...]) -> None:
+    """See before a fit that regions and lines lie within images of ``shape``.
+
+    Raises:
+        SettingError: one does not.
+    """
+    for region in regions:
+        region.mask(shape)
+    for line in lines:
+        line.check(shape)
 
 
 def courses(

@@ -34,6 +34,13 @@ def with_field_map(problem: KSpaceProblem, path: str, readouts: list[Readout]) -
         SettingError: the file cannot be read or does not fit the scan.
         DataError: the readouts do not say how far apart their samples lie.
     """
+    measured, kept = readouts[0].samples.shape[1], problem.samples.shape[2]
+    if kept != measured:
+        raise SettingError(
+            "field_map",
+            f"with Cartesian readouts of {measured} samples, {kept} without oversampling",
+            "Leave it out: off resonance such images shift along the readout, they do not blur.",
+        )
     maps = _read(problem, path)
     return problem.replace(sample_times=sample_times(readouts), field_map=maps.contiguous())
 

@@ -90,7 +90,7 @@ def _not_in_time(solver: str, found: str) -> DataError:
     return DataError(
         "solver",
         f"{solver} models a course in time, the scan is a multi-contrast protocol: {found}",
-        "Choose a solver of protocols (lorein, lrt, summit, parameter_fit), or cg_sense for each contrast by itself.",
+        "Choose a solver of protocols (lorein, lrt, summit, parameter_fit), or cg_sense with framing=counters, a frame a contrast and set.",
     )
 
 

@@ -32,6 +32,11 @@ class Stack(Assembled):
     slices: tuple[KSpaceProblem, ...] = ()
     respiration: NDArray[np.float32] | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :class:`Assembled`."""
+        return len(self.slices), *self.problem.shape
+
 
 def assemble_stack(
     readouts: list[Readout],

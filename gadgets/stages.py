@@ -26,7 +26,7 @@ from torch import Tensor
 from gadgets import flags
 from gadgets.assemble import Assembled, assemble
 from gadgets.binning.clock import readout_times
-from gadgets.courses import courses, parse_lines, parse_regions
+from gadgets.courses import Line, Region, check_places, courses, parse_lines, parse_regions
 from gadgets.executor import Method, Reconstruct, Task, execute
 from gadgets.field_map import corrected, echo_time, estimated
 from gadgets.flags import Kind
@@ -186,6 +186,14 @@ def assembled(
         yield group, made
 
 
+def _with_places(
+    problems: Iterable[tuple[Group, Assembled]], regions: tuple[Region, ...], lines: tuple[Line, ...]
+) -> Iterator[tuple[Group, Assembled]]:
+    for group, made in problems:
+        check_places(made.shape, regions, lines)
+        yield group, made
+
+
 def _name(head: ismrmrd.AcquisitionHeader, total: int) -> str:
     if total == 1:
         return ""
@@ -275,7 +283,7 @@ def run(
             return
         imaging = online.readouts
     groups = buffer(imaging, header, settings.time_tick_ms / 1000, tell, quantitative(settings))
-    problems = assembled(groups, header, settings, noise, tell, tally.waveforms)
+    problems = _with_places(assembled(groups, header, settings, noise, tell, tally.waveforms), regions, lines)
     scale: Scale | None = None
     for group, made, series in reconstructed(problems, settings, tell, reconstruct if method is None else method):
         if estimated(settings.field_map):

@@ -95,7 +95,9 @@ class HeldOut:
             part = FrameSamples(part.points[outside], part.samples[:, outside], part.weights[outside], part.places[outside])
             self.groups.append((frame, transform(problem, part, frame, segments, engine), part.samples, part.weights))
         if not self.groups:
-            raise DataError("holdout", "no held-out readout belongs to a frame", "Raise holdout, or lower discard_readouts.")
+            raise DataError(
+                "holdout", "no held-out readout belongs to a frame", "Give the solver's weights and holdout=0, or send more readouts."
+            )
 
     def error(self, solver: Solver[Any]) -> float:
         """The sum of :meth:`errors`."""

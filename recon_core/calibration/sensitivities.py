@@ -12,6 +12,7 @@ from recon_core.operators.nufft import Nufft
 
 CALIBRATION_WIDTH = 24
 KERNEL_WIDTH = 6
+LEAST_LINES = 8
 SINGULAR_THRESHOLD = 0.02
 _CG_STEPS = 15
 _EIG_CHUNK = 1 << 16
@@ -48,13 +49,21 @@ def measured_centre(points: Tensor, largest: tuple[int, ...]) -> tuple[int, ...]
     Args:
         points: float32 ``[point, axis]``, cycles per field of view, on the grid.
         largest: ``((nz,) ny, nx)``.
+
+    Raises:
+        DataError: too few for a kernel of :func:`espirit`.
     """
     found = []
     for axis, n in enumerate(largest):
         measured = set(torch.unique(torch.round(points[:, len(largest) - 1 - axis])).to(torch.int64).tolist())
         found.append(next(m for m in range(n, -1, -1) if all(k in measured for k in range(-(m // 2), m - m // 2))))
-    if min(found) < 1:
-        raise DataError("trajectory", "no line through the k-space centre", "Acquire calibration lines about the centre.")
+    for axis, (n, wanted) in enumerate(zip(found, largest, strict=True)):
+        if n < min(wanted, LEAST_LINES):
+            raise DataError(
+                "trajectory",
+                f"{n} neighbouring lines about the k-space centre along {'xyz'[len(largest) - 1 - axis]}, too few for coil sensitivities",
+                f"Acquire {LEAST_LINES} or more there, in one frame or over all of them.",
+            )
     return tuple(found)
 
 

@@ -137,10 +137,13 @@ def test_image_shape(scans):
     assert image_shape(flat, 2, (20, 30)) == (30, 20)
     assert image_shape(volume, 3, (20, 30, 4)) == (4, 30, 20)
     assert image_shape(volume, 3, None) == (8, 32, 32)
-    with pytest.raises(DataError, match=r"encoding\[0\]\.reconSpace\.matrixSize: \(1, 32\)"):
+    with pytest.raises(DataError, match=r"encoding\[0\]\.reconSpace\.matrixSize: 1×32 pixels of 32×32"):
         image_shape(parse(scans.Protocol(matrix=(1, 32, 1)).xml()).encoding(0), 2, None)
     with pytest.raises(SettingError, match="matrix: 3 numbers for a 2D scan"):
         image_shape(flat, 2, (20, 30, 4))
+    for absurd in ((2,), (1_000_000,), (32, 400)):
+        with pytest.raises(SettingError, match=r"matrix: .* pixels of 32×32 encoded ones. Give 8 pixels or more"):
+            image_shape(flat, 2, absurd)
 
 
 # Cartesian lines

@@ -178,9 +178,9 @@ def test_dimension_against_the_header(scans):
 def test_matrix_beyond_every_sample(scans):
     xml, acquisitions = scans.radial_scan()
     for acquisition in acquisitions:
-        acquisition.traj[:] += 0.3 * np.sign(acquisition.traj) + 0.11
+        acquisition.traj[:] += 0.3 * np.sign(acquisition.traj) + 0.16
         acquisition.traj[:] = np.clip(acquisition.traj, -0.7, 0.7)
-    assert fault(xml, acquisitions, ChainSettings(matrix=(2, 2))).field == "trajectory"
+    assert fault(xml, acquisitions, ChainSettings(matrix=(8, 8))).field == "trajectory"
 
 
 def test_images_sent_before_the_fault_stay_sent(scans):
@@ -200,3 +200,37 @@ def test_the_next_scan_is_not_harmed(scans):
     before = [image.to_bytes() for image in stages.run(SETTINGS, *good)]
     fault(*with_changed(scans, 6, lambda a: scans.acquisition(a.data[:, :50], a.traj[:50])))
     assert [image.to_bytes() for image in stages.run(SETTINGS, *good)] == before
+
+
+def oversampled(scans, **fields):
+    protocol = scans.Protocol(encoded_matrix=(64, 32, 1), encoded_fov=(640.0, 320.0, 8.0), trajectory="cartesian", **fields)
+    return protocol.xml(), scans.cartesian(protocol)
+
+
+def test_a_field_of_view_narrower_than_two_pixels(scans):
+    error = fault(*oversampled(scans, fov=(1.0, 320.0, 8.0)))
+    assert (error.field, error.problem) == ("encoding[0].reconSpace.fieldOfView_mm.x", "1 of 640 mm encoded")
+
+
+def test_a_field_map_of_cartesian_lines(scans, tmp_path):
+    np.save(tmp_path / "field.npy", np.zeros((32, 32)))
+    error = fault(*oversampled(scans), ChainSettings(solver="gridding", field_map=str(tmp_path / "field.npy")))
+    assert (error.field, error.problem) == ("field_map", "with Cartesian readouts of 64 samples, 32 without oversampling")
+
+
+def test_cartesian_lines_without_calibration_lines(scans):
+    """Every fourth line alone, in all frames: maps made of them would be noise."""
+    xml, lines = oversampled(scans)
+    error = fault(xml, lines[::4], ChainSettings(solver="cg_sense", device="cpu", coils=3))
+    assert error.field == "trajectory"
+    assert error.problem.endswith("neighbouring lines about the k-space centre along y, too few for coil sensitivities")
+
+
+@pytest.mark.parametrize(("name", "value"), [("regions", "aorta=40,3,2"), ("profiles", "tongue=0,0,31,40")])
+def test_places_outside_the_image_are_told_before_a_fit(scans, name, value):
+    def never(*_: object, **__: object):
+        raise AssertionError("a fit was begun")
+
+    xml, readouts = scans.radial_scan()
+    with pytest.raises(SettingError, match=f"{name}: {value.partition('=')[0]}"):
+        list(stages.run(ChainSettings(solver="gridding", **{name: value}), xml, readouts, method=never))
