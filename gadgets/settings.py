@@ -75,7 +75,9 @@ class ChainSettings:
     )
     respiration: str = option("belt", "Breathing of framing=gated: belt (waveform) or self (k-space centre).", choices=("belt", "self"))
     matrix: tuple[int, ...] | None = option(
-        None, "Image matrix: one number for every axis, or `nx,ny` or `nx,ny,nz`; auto: the header's reconSpace.", low=2
+        None,
+        "Image matrix, 8 pixels or more in plane: one number for every axis, or `nx,ny` or `nx,ny,nz`; auto: the header's reconSpace.",
+        low=2,
     )
     dimension: int | None = option(None, "2 for slices, 3 for volumes; auto: from the header's matrices.", low=2, high=3)
     volume: str = option(

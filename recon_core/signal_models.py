@@ -19,6 +19,9 @@ from recon_core.errors import DataError, SettingError
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
+# Voxels at a time: preparations × echoes × components of them stay within the cache.
+_CHUNK = 8192
+
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
@@ -208,6 +211,14 @@ class SignalModel(abc.ABC):
             basis: complex ``[contrast, K]``, Φ.
             phasors: as in :meth:`factors`.
         """
+        voxels = next(iter(values.values())).shape[0]
+        if voxels > _CHUNK:
+            parts = []
+            for start in range(0, voxels, _CHUNK):
+                some = slice(start, start + _CHUNK)
+                inner = {name: value[some] for name, value in values.items()}
+                parts.append(self.project(inner, basis, None if phasors is None else phasors[some]))
+            return torch.cat(parts, dim=1)
         total = None
         for outer, recovery, echo in self.factors(values, phasors):
             part = (over_preparations(outer, self.over_recoveries(recovery, basis)) * echo[:, :, None]).sum(1)

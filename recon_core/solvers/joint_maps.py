@@ -109,6 +109,7 @@ class JointMaps:
         self.cost: float | None = None
         self.idle = 0
         self.middle, self.rate_noise = 0.0, 1.0
+        self._made: tuple[Tensor, Tensor] | None = None
 
     def start(self, fit: ParameterFit, bases: Tensor, share: float) -> None:
         """Start from a voxel-wise fit; outside the object the parameters are the object's medians and the amplitude is 0.
@@ -150,7 +151,9 @@ class JointMaps:
 
     def bases(self) -> Tensor:
         """``Φᴴ Î``, complex64 ``[K, (z,) y, x]``."""
-        return self._signal(self.point).reshape(-1, *self.shape)
+        if self._made is None or self._made[0] is not self.point:
+            self._made = self.point, self._signal(self.point).reshape(-1, *self.shape)
+        return self._made[1]
 
     def _values(self, point: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         return from_fitted(self.model, point[:-2] * self.units), self._unit(point) * torch.complex(point[-2], point[-1])
@@ -266,12 +269,14 @@ class JointMaps:
         for _ in range(_HALVINGS):
             point = self._within(self.point + share * step)
             maps = self.sensitivities if coils is None else self.sensitivities + share * coils
-            tried = self.term.cost_and_gradients(self._signal(point).reshape(-1, *self.shape), maps, of_maps=False)[0]
+            bases = self._signal(point).reshape(-1, *self.shape)
+            tried = self.term.cost_and_gradients(bases, maps, of_maps=False)[0]
             if tried + self._prior(point)[0] < cost:
                 # The gauge: unit root-sum-of-squares, the amplitude takes the rest.
                 size = (maps.abs().square().sum(0) + 1e-12).sqrt()
                 self.sensitivities = maps / size
                 self.point = torch.cat([point[:-2], point[-2:] * size.flatten()])
+                self._made = self.point, bases * size
                 return True
             share /= 2
         return False
