@@ -26,11 +26,18 @@ _UNITS = {
 
 
 def window(name: str, values: NDArray[np.float32]) -> tuple[float, float]:
-    """Black and white of a map: LoREIN's caps for relaxation times, else what nearly all of the values lie between, zero included."""
+    """Black and white of a map: LoREIN's caps for relaxation times, else what nearly all fitted values lie between, and 0 below them.
+
+    Voxels that read 0 were not fitted.
+    """
     if name in CAPS:
         return 0.0, CAPS[name]
-    low, high = (float(np.percentile(values, share)) for share in _PERCENTILES) if values.size else (0.0, 1.0)
-    return min(low, 0.0), max(high, 0.0) if max(high, 0.0) > min(low, 0.0) else 1.0
+    fitted = values[values != 0]
+    if not fitted.size:
+        return 0.0, 1.0
+    low, high = (float(np.percentile(fitted, share)) for share in _PERCENTILES)
+    low = min(low, 0.0)
+    return low, high if high > low else low + 1.0
 
 
 def at_scale(name: str, found: NDArray[np.float32], truth: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -69,13 +76,15 @@ def map_sheet(maps: Mapping[str, NDArray[np.float32]], path: str | Path, title: 
             ]
         for row in range(rows):
             cell = axes[row, column]
-            cell.set_axis_off()
             if row >= len(panels):
+                cell.set_axis_off()
                 continue
             what, values, (low, high), colours = panels[row]
+            middle = values[values.shape[0] // 2]
             drawn = cell.imshow(
-                factor * values[values.shape[0] // 2], cmap=colours, vmin=factor * low, vmax=factor * high, interpolation="nearest"
+                np.ma.masked_equal(factor * middle, 0), cmap=colours, vmin=factor * low, vmax=factor * high, interpolation="nearest"
             )
+            cell.set(xticks=[], yticks=[], facecolor="black")
             figure.colorbar(drawn, ax=cell, fraction=0.04, pad=0.02).ax.tick_params(labelsize=6)
             cell.set_title(f"{name} {what} ({unit})".replace("  ", " ").replace(" ()", ""), fontsize=8)
     figure.suptitle(title, fontsize=8)

@@ -195,6 +195,9 @@ def test_maps_are_compared_up_to_the_scale_of_proton_density_and_capped():
     assert window("T2", truth) == (0.0, 0.2)
     low, high = window("off_resonance", np.linspace(-20, 40, 1000, dtype=np.float32))
     assert -20 < low < -19 < 39 < high < 40
+    unfitted = np.concatenate([np.zeros(900), np.linspace(-0.95, -0.85, 100)]).astype(np.float32)
+    low, high = window("B", unfitted)
+    assert -0.95 < low < high < -0.85
     assert window("PD", np.zeros((0,), np.float32)) == window("PD", np.zeros(4, np.float32)) == (0.0, 1.0)
 
 
