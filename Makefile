@@ -1,8 +1,12 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# What the demo needs, and with it what tests and linters need.
+READY  := $(VENV)/.ready
 STAMP  := $(VENV)/.installed
-PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+# Python compiles what is imported when it is; of these packages that is the lesser part.
+INSTALL := -m pip --disable-pip-version-check -q install --no-compile
+PIP    := $(BIN)/python $(INSTALL) -c constraints.txt
 # Two processes share two cores: more threads each would only fight.
 TEST_WORKERS ?= 2
 
@@ -15,13 +19,17 @@ OLD_TESTS  ?= tests
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e ".[test,lint]"
+	$(PIP) torch
+	$(PIP) -e ".[pictures]"
 	touch $@
 
-demo: $(STAMP)
+$(STAMP): $(READY)
+	$(PIP) -e ".[test,lint]"
+	touch $@
+
+demo: $(READY)
 	$(BIN)/gadgetron-inr demo --output demo
 
 test: $(STAMP)
@@ -29,8 +37,8 @@ test: $(STAMP)
 
 $(OLD_VENV)/.installed: pyproject.toml constraints-gadgetron.txt
 	$(OLD_PYTHON) -m venv $(OLD_VENV)
-	$(OLD_VENV)/bin/python -m pip --disable-pip-version-check -q install -c constraints-gadgetron.txt torch
-	$(OLD_VENV)/bin/python -m pip --disable-pip-version-check -q install -c constraints-gadgetron.txt -e ".[test]"
+	$(OLD_VENV)/bin/python $(INSTALL) -c constraints-gadgetron.txt torch
+	$(OLD_VENV)/bin/python $(INSTALL) -c constraints-gadgetron.txt -e ".[test]"
 	touch $@
 
 test-gadgetron-versions: $(OLD_VENV)/.installed
