@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import butter, sosfiltfilt
 
 from gadgets.binning.beats import LONGEST, SHORTEST, peaks
 from recon_core.errors import DataError
@@ -74,6 +73,8 @@ def _component(signals: NDArray[np.float64], spacing: float, band: tuple[float, 
     low, high = band[0], min(band[1], 0.95 * nyquist)
     if low >= high:
         raise DataError("gating", f"the k-space centre is read every {1e3 * spacing:.0f} ms", "Use a waveform instead of self-gating.")
+    from scipy.signal import butter, sosfiltfilt  # as in beats.peaks
+
     filtered = sosfiltfilt(butter(_ORDER, (low, high), "bandpass", fs=1 / spacing, output="sos"), signals, axis=1)
     _, _, components = np.linalg.svd(filtered - filtered.mean(axis=1, keepdims=True), full_matrices=False)
     leading: NDArray[np.float64] = components[0]
