@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from recon_core.errors import DataError
-from recon_core.signal_models import Factors, Parameter, ParameterMap, SignalModel, over_preparations
+from recon_core.signal_models import VOXELS_AT_ONCE, Factors, Parameter, ParameterMap, SignalModel, over_preparations
 
 MASK_SHARE = 0.08
 STEPS = 20
 _MASK_QUANTILE = 0.99
-_CHUNK = 8192
 _ATOM_CHUNK = 4096
 _ENTRIES_PER_TURN = 3
 _FIRST_DAMPING = 1e-2
@@ -94,7 +93,7 @@ def signal_and_derivatives(model: SignalModel, fitted: Tensor, basis: Tensor) ->
     Returns:
         complex64 ``[K, voxel]`` and ``[parameter, K, voxel]``.
     """
-    parts = [_chunk_with_derivatives(model, part, basis) for part in fitted.split(_CHUNK, dim=1)]
+    parts = [_chunk_with_derivatives(model, part, basis) for part in fitted.split(VOXELS_AT_ONCE, dim=1)]
     return torch.cat([p[0] for p in parts], dim=1), torch.cat([p[1] for p in parts], dim=2)
 
 
@@ -142,8 +141,8 @@ def fit_parameters(model: SignalModel, coefficients: Tensor, basis: Tensor | Non
         raise DataError("weighted images", "NaN or Inf", "Repair the reconstruction.")
     basis = basis.to(coefficients.device)
     grid = dictionary(model).to(coefficients.device)
-    atoms = torch.cat([model.project(from_fitted(model, part), basis) for part in grid.split(_CHUNK, dim=1)], dim=1)
-    parts = [_fit_chunk(model, part, basis, grid, atoms, steps) for part in coefficients.split(_CHUNK, dim=1)]
+    atoms = model.project(from_fitted(model, grid), basis)
+    parts = [_fit_chunk(model, part, basis, grid, atoms, steps) for part in coefficients.split(VOXELS_AT_ONCE, dim=1)]
     fitted = torch.cat([p[0] for p in parts], dim=1)
     return ParameterFit(from_fitted(model, fitted), torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts]))
 
@@ -174,19 +173,19 @@ def _amplitude(signal: Tensor, data: Tensor) -> Tensor:
 
 
 def _fit_chunk(model: SignalModel, data: Tensor, basis: Tensor, grid: Tensor, atoms: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    def tried(point: Tensor, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def tried(point: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
         signal = model.project(from_fitted(model, point), basis)
         amplitude = _amplitude(signal, data)
-        return signal, amplitude, (amplitude * signal - data).abs().square().sum(0)
+        return amplitude, (amplitude * signal - data).abs().square().sum(0)
 
     x = _match(data, grid, atoms)
-    _, amplitude, cost = tried(x, data)
+    amplitude, cost = tried(x, data)
     damping = torch.full_like(cost, _FIRST_DAMPING)
     moving = torch.arange(x.shape[1], device=x.device)
     for _ in range(steps):
         part, kept = data[:, moving], x[:, moving]
-        trial = kept - _step(model, kept, amplitude[moving], part, basis, damping[moving])
-        _, new_amplitude, new_cost = tried(trial, part)
+        trial = _stepped(model, kept, amplitude[moving], part, basis, damping[moving])
+        new_amplitude, new_cost = tried(trial, part)
         fall = cost[moving] - new_cost
         better = fall > 0
         x[:, moving] = torch.where(better, trial, kept)
@@ -201,8 +200,8 @@ def _fit_chunk(model: SignalModel, data: Tensor, basis: Tensor, grid: Tensor, at
     return x, amplitude, cost.sqrt()
 
 
-def _step(model: SignalModel, x: Tensor, amplitude: Tensor, data: Tensor, basis: Tensor, damping: Tensor) -> Tensor:
-    """What Levenberg–Marquardt subtracts from the fitted values, ``[parameter, voxel]``, kept within their bounds."""
+def _stepped(model: SignalModel, x: Tensor, amplitude: Tensor, data: Tensor, basis: Tensor, damping: Tensor) -> Tensor:
+    """Fitted values ``[parameter, voxel]`` after a Levenberg–Marquardt step, within their bounds."""
     low, high = (b.to(data.device) for b in bounds(model))
     count = x.shape[0]
     signal, derivatives = signal_and_derivatives(model, x, basis)
@@ -217,7 +216,7 @@ def _step(model: SignalModel, x: Tensor, amplitude: Tensor, data: Tensor, basis:
     floor = 1e-9 * diagonal.amax(dim=1, keepdim=True) + 1e-30
     system = normal + torch.diag_embed(damping.double()[:, None] * diagonal + floor)
     step = torch.linalg.solve(system, gradient).T[:count].to(x.dtype)
-    return x - torch.minimum(torch.maximum(x - step, low), high)
+    return torch.minimum(torch.maximum(x - step, low), high)
 
 
 def _unit(x: Tensor, number: int) -> Tensor:

@@ -19,8 +19,8 @@ from recon_core.errors import DataError, SettingError
 
 Factors = tuple[Tensor, Tensor, Tensor]
 
-# Voxels at a time: preparations × echoes × components of them stay within the cache.
-_CHUNK = 8192
+VOXELS_AT_ONCE = 8192
+"""Preparations × echoes × components of so many stay within the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,10 +212,10 @@ class SignalModel(abc.ABC):
             phasors: as in :meth:`factors`.
         """
         voxels = next(iter(values.values())).shape[0]
-        if voxels > _CHUNK:
+        if voxels > VOXELS_AT_ONCE:
             parts = []
-            for start in range(0, voxels, _CHUNK):
-                some = slice(start, start + _CHUNK)
+            for start in range(0, voxels, VOXELS_AT_ONCE):
+                some = slice(start, start + VOXELS_AT_ONCE)
                 inner = {name: value[some] for name, value in values.items()}
                 parts.append(self.project(inner, basis, None if phasors is None else phasors[some]))
             return torch.cat(parts, dim=1)

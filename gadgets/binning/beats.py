@@ -66,13 +66,13 @@ def peaks(signal: NDArray[np.float64], spacing: float, shortest: float = SHORTES
         spacing: seconds between samples.
         shortest: seconds that two waves are apart at least.
     """
+    # Few scans are gated, and scipy.signal is a quarter of what a node imports before its first readout.
+    from scipy.signal import find_peaks
+
     centred = signal - np.median(signal)
     low, high = np.percentile(centred, [0.5, 99.5])
     upright = centred if high >= -low else -centred
     apart = max(1, round(shortest / spacing))
-    # Few scans are gated, and scipy.signal is a quarter of what a node imports before its first readout.
-    from scipy.signal import find_peaks
-
     candidates, found = find_peaks(upright, prominence=1e-9 + 0.1 * float(high - low), distance=apart)
     if len(candidates) == 0:
         return np.empty(0)

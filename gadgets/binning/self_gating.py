@@ -69,12 +69,12 @@ def _evenly(centre: NDArray[np.complex64], times: NDArray[np.float64]) -> tuple[
 
 def _component(signals: NDArray[np.float64], spacing: float, band: tuple[float, float]) -> NDArray[np.float64]:
     """Leading principal component of the signals within a band of frequencies, Hz."""
+    from scipy.signal import butter, sosfiltfilt  # here as in :func:`gadgets.binning.beats.peaks`
+
     nyquist = 0.5 / spacing
     low, high = band[0], min(band[1], 0.95 * nyquist)
     if low >= high:
         raise DataError("gating", f"the k-space centre is read every {1e3 * spacing:.0f} ms", "Use a waveform instead of self-gating.")
-    from scipy.signal import butter, sosfiltfilt  # as in beats.peaks
-
     filtered = sosfiltfilt(butter(_ORDER, (low, high), "bandpass", fs=1 / spacing, output="sos"), signals, axis=1)
     _, _, components = np.linalg.svd(filtered - filtered.mean(axis=1, keepdims=True), full_matrices=False)
     leading: NDArray[np.float64] = components[0]
