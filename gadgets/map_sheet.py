@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gadgets.map_simulation import MapTruth
-from gadgets.pictures import new_figure
+from gadgets.pictures import middle_slice, new_figure
 from recon_core.phantoms.relaxometry import CAPS
 
 ERROR_SHARE = 0.25
@@ -51,7 +51,7 @@ def map_sheet(maps: Mapping[str, NDArray[np.float32]], path: str | Path, title: 
     """Write one PNG of the middle slice: a column a map, with bars in its unit; below it the truth and the error where they are known.
 
     Args:
-        maps: float32 ``[z, y, x]`` by name; times in seconds.
+        maps: float32 ``[(z,) y, x]`` by name; times in seconds.
         path: PNG file, replaced.
         title: above the maps.
         truth: of the simulated scan, at the same matrix; errors are those inside its brain.
@@ -80,7 +80,7 @@ def map_sheet(maps: Mapping[str, NDArray[np.float32]], path: str | Path, title: 
                 cell.set_axis_off()
                 continue
             what, values, (low, high), colours = panels[row]
-            middle = values[values.shape[0] // 2]
+            middle = middle_slice(values[None])[0]
             drawn = cell.imshow(
                 np.ma.masked_equal(factor * middle, 0), cmap=colours, vmin=factor * low, vmax=factor * high, interpolation="nearest"
             )

@@ -107,7 +107,7 @@ def contact_sheet(shown: Shown, path: str | Path) -> None:
     recon = np.abs(middle_slice(shown.images))
     rows = {"": recon}
     if shown.truth is not None:
-        aligned, reference = align(middle_slice(shown.images), shown.truth.images)
+        aligned, reference = (middle_slice(a) for a in align(shown.images, shown.truth.images))
         rows = {"": np.abs(aligned), "truth": np.abs(reference), "|error| × 5": 5 * np.abs(aligned - reference)}
     reference_row = rows.get("truth", rows[""])
     moving = middle_slice(shown.truth.moving[None])[0] if shown.truth is not None else None
@@ -167,7 +167,7 @@ def cine(shown: Shown, path: str | Path) -> None:
         raise _absent("pillow") from error
     panels = [np.abs(middle_slice(shown.images))]
     if shown.truth is not None:
-        panels = [np.abs(a) for a in align(middle_slice(shown.images), shown.truth.images)]
+        panels = [np.abs(middle_slice(a)) for a in align(shown.images, shown.truth.images)]
     white = float(np.percentile(panels[-1], _WINDOW_PERCENTILE)) or 1.0
     step = -(-len(panels[0]) // _CINE_FRAMES)
     pictures = []

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gadgets import cli, pictures
 from gadgets.commands.show import load
-from gadgets.map_sheet import at_scale, window
+from gadgets.map_sheet import at_scale, map_sheet, window
 from gadgets.pictures import Shown, cine, contact_sheet, profile_column
 from gadgets.scanfile import ImageWriter, Truth, write_scan, write_truth
 from recon_core.errors import MissingPartError
@@ -103,10 +103,13 @@ def test_long_series_are_thinned_for_the_cine(tmp_path, monkeypatch):
 def test_volumes_show_their_middle_slice(tmp_path):
     volume = np.zeros((3, 5, 24, 32), dtype=np.complex64)
     volume[:, 2] = _series(3)
-    contact_sheet(Shown(volume, np.arange(3.0)), tmp_path / "a.png")
-    cine(Shown(volume, np.arange(3.0)), tmp_path / "a.gif")
-    with Image.open(tmp_path / "a.gif") as animation:
-        assert np.asarray(animation.convert("L")).max() > 200
+    truth = Truth(volume, np.ones(volume.shape[1:], bool), np.arange(3.0))
+    for known in (None, truth):
+        shown = Shown(volume, np.arange(3.0), truth=known)
+        contact_sheet(shown, tmp_path / "a.png")
+        cine(shown, tmp_path / "a.gif")
+        with Image.open(tmp_path / "a.gif") as animation:
+            assert np.asarray(animation.convert("L")).max() > 200
 
 
 def test_one_frame_can_be_drawn(tmp_path):
@@ -186,6 +189,11 @@ def test_maps_of_a_protocol_are_drawn_beside_the_truth(stored_maps, tmp_path, ca
     with Image.open(tmp_path / "alone" / "maps.png") as alone, Image.open(tmp_path / "beside" / "maps.png") as beside:
         assert alone.width == beside.width
         assert beside.height > 2 * alone.height
+
+
+def test_maps_of_a_single_slice_are_drawn(tmp_path):
+    map_sheet({"T1": np.linspace(0, 2, 120, dtype=np.float32).reshape(10, 12)}, tmp_path / "a.png", "one slice")
+    assert (tmp_path / "a.png").stat().st_size > 2000
 
 
 def test_maps_are_compared_up_to_the_scale_of_proton_density_and_capped():
