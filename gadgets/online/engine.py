@@ -185,7 +185,7 @@ class SliceEngine:
         self._gridding = SlidingGridding(self._encoder, min(problem.n_readouts, max(problem.shape)))
         if self.online.residual > 0:
             readouts = max(1, round(self.online.residual / max(self._encoder.coverage, 1e-9)))
-            self._residual = SlidingResidual(self._encoder.sensitivities, readouts)
+            self._residual = SlidingResidual(self._encoder.sensitivities, readouts, readouts * self._encoder.coverage)
         for frame in early[:-1]:
             measured = self._measure(frame)[1]
             self._gridding.image(measured)

@@ -25,6 +25,7 @@ from gadgets.online.schedule import Clock, Frame, FrameQueue, Key, Rule
 from gadgets.online.status import Status
 from gadgets.readouts import Readout, check_uniform
 from gadgets.settings import ChainSettings
+from recon_core.errors import DataError
 from recon_core.online.model import OnlineSettings
 from recon_core.options import build
 from recon_core.threads import at_most_threads
@@ -149,6 +150,8 @@ class OnlineScan:
         self._engines: dict[Key, SliceEngine] = {}
         self._scale: Scale | None = None
         self._stop = threading.Event()
+        self._all_in = threading.Event()
+        self._given_up = threading.Event()
         self._work = threading.Condition()
         self._faults: list[BaseException] = []
         self._since = 0
@@ -156,7 +159,7 @@ class OnlineScan:
     def images(self, readouts: Iterable[Readout]) -> Iterator[ismrmrd.Image]:
         """Provisional images while ``readouts`` come; returns when all are in and shown.
 
-        No thread outlives the iterator, however it ends. A source of readouts that blocks must end once it is closed.
+        Where the readouts are kept, data that the model cannot use end the provisional images, in words, and not the scan. No thread outlives the iterator, however it ends. A source of readouts that blocks must end once it is closed.
 
         Raises:
             ReconError: what the source, a readout or the model raises; images made before are given out first.
@@ -173,6 +176,7 @@ class OnlineScan:
             self._halt()
             for thread in threads:
                 thread.join()
+        self._tell()
         if self._faults:
             raise self._faults[0]
         for line in self.status.summary():
@@ -190,8 +194,7 @@ class OnlineScan:
             else:
                 if made is None:
                     return
-            while not self._said.empty():
-                self._report(self._said.get())
+            self._tell()
             if made is not None:
                 image, provisional = made
                 yield image
@@ -204,6 +207,10 @@ class OnlineScan:
                 told = self._clock()
                 self._report(self.status.line())
 
+    def _tell(self) -> None:
+        while not self._said.empty():
+            self._report(self._said.get())
+
     def _guarded(self, work: Callable[..., None], *args: object) -> None:
         """A thread's boundary: its fault ends the scan, in the caller's thread."""
         try:
@@ -215,14 +222,27 @@ class OnlineScan:
 
     def _beside(self, work: Callable[[], None]) -> None:
         """Solver and refinement share the cores: two teams of all cores each would wait for one another."""
-        if self._rule.late == "wait":
-            work()
-            return
-        with at_most_threads(max(1, torch.get_num_threads() // 2)):
-            work()
+        limited = contextlib.nullcontext() if self._rule.late == "wait" else at_most_threads(max(1, torch.get_num_threads() // 2))
+        with limited:
+            try:
+                work()
+            except DataError as fault:
+                if not self._keep or self._stop.is_set():
+                    raise
+                self._give_up(fault)
+
+    def _give_up(self, fault: DataError) -> None:
+        """The model failed; the readouts are still worth the final series."""
+        if not self._given_up.is_set():
+            self._said.put(f"no provisional images from here on, the final series follows: {fault}")
+        self._given_up.set()
+        self._frames.stop()
+        self._all_in.wait()
+        self._put(None)
 
     def _halt(self) -> None:
         self._stop.set()
+        self._all_in.set()
         self._frames.stop()
         with self._work:
             self._work.notify_all()
@@ -245,6 +265,7 @@ class OnlineScan:
             if frame is not None:
                 self._frames.put(frame)
         self.status.loose += sum(cutter.left for cutter in cutters.values())
+        self._all_in.set()
         self._frames.end()
 
     def _solve(self) -> None:
@@ -260,7 +281,9 @@ class OnlineScan:
                     by_slice.setdefault(frame.key, []).append(frame)
             for key, frames in by_slice.items():
                 self._batch(self._engine(key), frames)
-        if self._stop.is_set():
+        self._all_in.wait()
+        if self._stop.is_set() or self._given_up.is_set():
+            self._put(None)
             return
         for engine in self._engines.values():
             late = engine.finish()
@@ -332,7 +355,7 @@ class OnlineScan:
 
     def _refine(self) -> None:
         """Improve the models in turn, as long as the scan runs."""
-        while not self._stop.is_set():
+        while not (self._stop.is_set() or self._given_up.is_set()):
             engines = [engine for engine in tuple(self._engines.values()) if engine.to_improve]
             for engine in engines:
                 self._improve(engine)

@@ -18,8 +18,8 @@ from recon_core.operators.toeplitz import ifft_crop
 
 _DENSITY_BOX = 5
 """Points of k-space, an axis, over which the density of the window's samples is averaged: about the gap between neighbouring readouts."""
-_FLOOR = 0.3
-"""Share of the median density that is added to it: where hardly anything was measured, nothing is made of it."""
+_FLOOR = 0.2
+"""Share of fully sampled k-space's density that is added to it: where hardly anything was measured, nothing is made of it."""
 _ENERGY_BOX = 5
 _FRESH = 0.25
 """Share of the window that must be new before the residual is made again."""
@@ -36,11 +36,13 @@ class SlidingResidual:
     Args:
         sensitivities: complex64 ``[coil, (z,) y, x]``.
         readouts: readouts in the window, at least 1.
+        coverage: share of k-space that so many cover, above 0.
     """
 
-    def __init__(self, sensitivities: Tensor, readouts: int) -> None:
+    def __init__(self, sensitivities: Tensor, readouts: int, coverage: float) -> None:
         self.sensitivities = sensitivities
         self.readouts = readouts
+        self.coverage = coverage
         self._frames: deque[tuple[MeasuredFrame, Tensor]] = deque()
         self._fresh = 0
         self._made: Tensor | None = None
@@ -82,7 +84,9 @@ class SlidingResidual:
         residual = residual - (self.sensitivities.conj() * images).sum(0)
         density = spectra.sum(0).reshape([2 * n for n in shape])[tuple(slice(None, None, 2) for _ in shape)]
         density = _box_mean(density, _DENSITY_BOX).clamp_min(0)
-        density = density + (_FLOOR * density.median()).clamp_min(1e-30)
+        # The window fills only after the model's start: what is inside tells what full sampling would give.
+        share = min(1.0, self.coverage * sum(frame.readouts for frame in frames) / self.readouts)
+        density = density + (_FLOOR / share * density.mean()).clamp_min(1e-30)
         # On the undoubled grid, coils combined: maps are smooth, and so is the density.
         return torch.fft.ifftn(torch.fft.fftn(residual) / density)
 

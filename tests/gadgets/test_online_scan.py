@@ -13,6 +13,7 @@ from gadgets.binning.by_count import by_count
 from gadgets.header import parse
 from gadgets.images import META_FIELDS, PROVISIONAL_META_FIELDS
 from gadgets.noise import NoiseReadouts
+from gadgets.online.engine import SliceEngine
 from gadgets.online.provisional import FrameCutter, LiveClock, OnlineScan, numbering
 from gadgets.readouts import admit
 from gadgets.settings import chain_settings
@@ -182,6 +183,29 @@ def test_slices_have_models_of_their_own(scans):
         mine = [np.abs(image.data[0, 0]) for image in images if image.slice == number]
         assert len(mine) > 15
         assert np.unravel_index(mine[-1].argmax(), (32, 32))[1] == pytest.approx(16 + 6 * number, abs=2)
+
+
+class TestAModelThatFails:
+    """Its data are not worth a provisional image, and still a final one."""
+
+    FAULT = DataError("images", "NaN or Inf", "Repair them.")
+
+    def fails(self, *_: object) -> None:
+        raise self.FAULT
+
+    @pytest.mark.parametrize(("part", "late"), [("solve", "wait"), ("solve", "join"), ("improve", "wait"), ("improve", "join")])
+    def test_the_final_series_is_whole(self, scan, heard, monkeypatch, part, late):
+        wanted = series_of(run(scan, mode="retrospective"))[1]
+        monkeypatch.setattr(SliceEngine, part, self.fails)
+        lines, report = heard
+        made = series_of(run(scan, report, late_frames=late))
+        np.testing.assert_array_equal(made[2], wanted)
+        assert [line for line in lines if "no provisional images from here on" in line and "NaN or Inf" in line]
+
+    def test_without_a_final_series_the_scan_fails(self, scan, monkeypatch):
+        monkeypatch.setattr(SliceEngine, "solve", self.fails)
+        with pytest.raises(DataError, match="images: NaN or Inf"):
+            list(run(scan, mode="online"))
 
 
 class TestTooSlow:

@@ -58,7 +58,7 @@ SPOT = 0.3 * blob(8, 17, 1.5)
 
 
 def residual_of(frames, encoder, bases=BASES, shown=SHOWN):
-    window = SlidingResidual(encoder.sensitivities, COUNT * PER_FRAME)
+    window = SlidingResidual(encoder.sensitivities, COUNT * PER_FRAME, 1.0)
     window.add(frames, shown.expand(len(frames), -1))
     return window.image(model_of(bases, encoder))
 
@@ -80,7 +80,7 @@ def test_what_the_bases_show_leaves_no_residual(measured, encoder):
 
 def test_noise_alone_is_mostly_taken_away(measured, encoder):
     generator = torch.Generator().manual_seed(0)
-    window = SlidingResidual(encoder.sensitivities, COUNT * PER_FRAME)
+    window = SlidingResidual(encoder.sensitivities, COUNT * PER_FRAME, 1.0)
     noise = [dataclasses.replace(f, adjoint=torch.randn(SHAPE, dtype=torch.complex64, generator=generator)) for f in measured]
     window.add(noise, torch.zeros((COUNT, 2)))
     model = model_of(BASES, encoder)
@@ -89,7 +89,7 @@ def test_noise_alone_is_mostly_taken_away(measured, encoder):
 
 def test_it_is_the_same_in_other_bases_of_the_same_images(measured, encoder):
     frames = frames_of(STILL + SPOT, measured, encoder)
-    window = SlidingResidual(encoder.sensitivities, COUNT * PER_FRAME)
+    window = SlidingResidual(encoder.sensitivities, COUNT * PER_FRAME, 1.0)
     window.add(frames, SHOWN.expand(COUNT, -1))
     before = window.image(model_of(BASES, encoder))
     turn = torch.linalg.qr(torch.randn((2, 2), generator=torch.Generator().manual_seed(4), dtype=torch.float64))[0]
@@ -100,7 +100,7 @@ def test_it_is_the_same_in_other_bases_of_the_same_images(measured, encoder):
 
 def test_the_window_holds_its_readouts_and_is_made_again_when_a_quarter_is_new(measured, encoder):
     model = model_of(BASES, encoder)
-    window = SlidingResidual(encoder.sensitivities, 4 * PER_FRAME)
+    window = SlidingResidual(encoder.sensitivities, 4 * PER_FRAME, 0.5)
     still, spot = frames_of(STILL, measured, encoder), frames_of(STILL + SPOT, measured, encoder)
     for n, frame in enumerate(still[:6]):
         window.add([frame], SHOWN[None])
@@ -112,9 +112,22 @@ def test_the_window_holds_its_readouts_and_is_made_again_when_a_quarter_is_new(m
     assert float((new - held).abs().max()) > 0
     # After four frames with the spot nothing of those without is left.
     window.add(spot[:4], SHOWN.expand(4, -1))
-    alone = SlidingResidual(encoder.sensitivities, 4 * PER_FRAME)
+    alone = SlidingResidual(encoder.sensitivities, 4 * PER_FRAME, 0.5)
     alone.add(spot[:4], SHOWN.expand(4, -1))
     torch.testing.assert_close(window.image(model), alone.image(model))
+
+
+def test_a_window_that_has_just_begun_shows_no_more_than_a_full_one():
+    """One spoke leaves most of k-space without a sample: the median of its density is nothing to measure it by."""
+    problem, _ = toy_problem(n_frames=24, shape=(40, 52), coils=2, per_frame=1)
+    sparse = FrameEncoder(problem, coils=2, engine="nudft")
+    frames = [sparse.measure(one(problem, n), gridded=False) for n in range(24)]
+    bases = torch.zeros((1, 40, 52), dtype=torch.complex64)
+    full, begun = (SlidingResidual(sparse.sensitivities, 24, 24 * sparse.coverage) for _ in range(2))
+    full.add(frames, torch.zeros((24, 1)))
+    begun.add(frames[:1], torch.zeros((1, 1)))
+    model = model_of(bases, sparse)
+    assert 0 < float(begun._gridded(model).abs().max()) < 1.2 * float(full._gridded(model).abs().max())
 
 
 def test_a_spokes_share_of_k_space(encoder):
