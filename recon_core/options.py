@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -58,6 +59,7 @@ def unknown_name(field: str, name: str, known: Iterable[str], cure: str = "") ->
     return SettingError(field, f"unknown name {name!r}", f"{hint}Known: {', '.join(names)}.{' ' + cure if cure else ''}")
 
 
+@functools.cache
 def field_types(cls: type) -> dict[str, Any]:
     """Resolved annotation of every field of a settings dataclass."""
     return typing.get_type_hints(cls)

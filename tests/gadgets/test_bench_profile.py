@@ -69,12 +69,13 @@ def test_a_moment_counts_for_its_outermost_stage(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(profile, "SELECTION", f"{here}:select")
     monkeypatch.setitem(profile.STEPS, "grasp", profile.Step(f"{here}:step", False))
     out: dict[str, object] = {}
-    began = time.perf_counter()
     with profile.profiled("grasp", out):
+        began = time.perf_counter()
         select()
         step()
         step()
-    wall = time.perf_counter() - began
+        # Before the samples are sorted, which is not theirs.
+        wall = time.perf_counter() - began
     stages = out["stages"]
     assert isinstance(stages, dict)
     assert stages["selection"]["basis"] >= 0.1

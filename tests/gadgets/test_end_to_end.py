@@ -47,6 +47,11 @@ SOLVERS = {
 }
 
 
+# Geometry is the frames' business, which the quick solvers show on every scan; of networks one scan a trajectory tells the rest.
+FITTED_ON = ("non-square field", "one spoke a frame", "few arms")
+RUNS = [(name, solver) for name in SCANS for solver in SOLVERS if solver in ("gridding", "cg_sense") or name in FITTED_ON]
+
+
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("scans")
@@ -101,8 +106,7 @@ def check_seen(images: list[ismrmrd.Image], path: Path) -> None:
     assert right > max(others)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize(("name", "solver"), RUNS, ids=lambda given: given)
 def test_socket_and_process_give_the_same_images(name, solver, stored, server):
     scan, settings = read_scan(stored[name]), SCANS[name]
     overrides = {"solver": solver, "readouts_per_frame": str(settings.readouts_per_frame), "image_type": "complex", "device": "cpu"}

@@ -59,6 +59,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "channels": 2,
         "batch_frames": 4,
         "refreshes": 2,
+        "first_guess": "zero",
     },
     "grasp_pro": {"strength": 2e-4, "rank": 4, "basis_width": 16, "steps": 20},
     "als_subspace": {"strength": 0.01, "smoothness": 0.1, "rank": 4, "basis_width": 16, "steps": 3, "inner": 4},
