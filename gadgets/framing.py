@@ -97,16 +97,25 @@ def _binning(
     if settings.framing == "order":
         if not encoding.is_cartesian:
             raise SettingError("framing", f"order on a {encoding.trajectory} scan", "Set framing=count or gated: it has no lines.")
-        return by_encoding_order(cartesian.steps(readouts, encoding, 1))
+        partitions = cartesian.steps(readouts, encoding, 2) if encoding.encoded.matrix[2] > 1 else None
+        found = by_encoding_order(cartesian.steps(readouts, encoding, 1), partitions)
+        counted = len(_counters(readouts).frames)
+        if counted not in (1, len(found.frames)):
+            found = dataclasses.replace(found, note=f"{found.note}, where the scanner counts {counted} (framing=counters)")
+        return found
     if settings.framing == "counters":
-        counters = np.array([(r.head.idx.repetition, r.head.idx.phase) for r in readouts], dtype=np.int64)
-        return by_counters(counters[:, 0], counters[:, 1])
+        return _counters(readouts)
     times = problem.readout_times.numpy()
     found = _beats(problem, readouts, settings, physiology)
     if settings.respiratory_phases == 1:
         return by_phase(times, found, settings.cardiac_phases)
     states = respiratory_states(_breath(problem, settings, physiology), settings.respiratory_phases)
     return by_phase(times, found, settings.cardiac_phases, states, settings.respiratory_phases)
+
+
+def _counters(readouts: list[Readout]) -> Binning:
+    counters = np.array([(r.head.idx.repetition, r.head.idx.phase) for r in readouts], dtype=np.int64)
+    return by_counters(counters[:, 0], counters[:, 1])
 
 
 def _beats(problem: KSpaceProblem, readouts: list[Readout], settings: ChainSettings, physiology: Physiology) -> Beats:

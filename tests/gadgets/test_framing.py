@@ -56,6 +56,39 @@ def test_a_line_acquired_twice_in_a_row_stays_in_its_frame():
     assert members(by_encoding_order(np.array([-2.0, 0, 0, 1, -1, 0, 0, 2]))) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+RISING, OUTWARDS = [-3, -1, 0, 2], [0, -1, 1, -2]
+
+
+@pytest.mark.parametrize(
+    ("order", "volume"),
+    [
+        ("rising within partitions falling", [(y, z) for z in (1, 0, -1) for y in RISING]),
+        ("outwards within partitions rising", [(y, z) for z in (-1, 0, 1) for y in OUTWARDS]),
+        ("falling, partitions outwards within lines", [(y, z) for y in RISING[::-1] for z in (0, 1, -1)]),
+        ("outwards in the plane", sorted([(y, z) for z in (-2, 0, 1) for y in RISING], key=lambda at: np.hypot(*at))),
+    ],
+)
+def test_a_volume_is_one_frame_however_its_loops_are_nested(order, volume):
+    steps, partitions = np.array([*volume, *volume, *volume], dtype=float).T
+    binning = by_encoding_order(steps, partitions)
+    assert [len(frame) for frame in binning.frames] == [12, 12, 12]
+    assert f"phase encoding {order}: 3 frames of 12 lines" in binning.note
+
+
+@pytest.mark.parametrize("volume", [False, True])
+def test_shuffled_lines_are_not_taken_for_an_order(volume):
+    random = np.random.default_rng(5)
+    lines = [random.permutation(24) - 12.0 for _ in range(8)]
+    partitions = np.concatenate([random.permutation(24) % 3 - 1.0 for _ in range(8)]) if volume else None
+    with pytest.raises(DataError, match=r"in no order that framing=order knows.*framing=counters"):
+        by_encoding_order(np.concatenate(lines), partitions)
+
+
+def test_three_lines_a_frame_are_an_order_and_two_are_if_all_have_them():
+    assert len(by_encoding_order(np.array([-4.0, 0, 3, -3, 0, 2, -2, 0, 1])).frames) == 3
+    assert len(by_encoding_order(np.array([-4.0, 0, -3, 1, -2, 0])).frames) == 3
+
+
 def test_counters_sort_segments_of_several_beats_into_their_phase():
     repetitions, phases = np.zeros(8, dtype=np.int64), np.array([0, 0, 1, 1, 0, 0, 1, 1])
     binning = by_counters(repetitions, phases)
