@@ -26,6 +26,8 @@ from recon_core.problem import KSpaceProblem
 
 # ISMRMRD's ±0.5 cycles per pixel, with room for gradient delays; radians or cycles per field of view lie far beyond.
 _LARGEST_STORED = 0.75
+# Less is no resolution that a header would announce; 1/mm or 1/m stay below it where pixels are large.
+_LEAST_STORED = 0.125
 _LEAST_PIXELS = 8
 _MOST_INTERPOLATED = 8
 
@@ -256,6 +258,13 @@ def _along_trajectory(readouts: list[Readout], encoding: Encoding, shape: tuple[
 
 
 def _check_units(k: NDArray[np.float64], used: NDArray[np.bool_], readouts: list[Readout]) -> None:
+    empty = np.flatnonzero(~k.any(axis=(1, 2)))
+    if len(empty) and k.shape[1] > 1:
+        raise DataError(
+            f"readout {readouts[int(empty[0])].number}.traj",
+            f"all zero, as of {len(empty)} of {len(readouts)} readouts",
+            "Store the trajectory of every readout, or flag those that are navigators or dummies.",
+        )
     largest = np.where(used, np.abs(k).max(axis=-1), 0).max(axis=1)
     worst = int(largest.argmax())
     if largest[worst] > _LARGEST_STORED:
@@ -263,4 +272,10 @@ def _check_units(k: NDArray[np.float64], used: NDArray[np.bool_], readouts: list
             f"readout {readouts[worst].number}.traj",
             f"reaches {largest[worst]:.4g} cycles per pixel, the encoded matrix ends at 0.5",
             "Store the trajectory in cycles per pixel of the encoded matrix (±0.5).",
+        )
+    if used.any() and largest[worst] < _LEAST_STORED:
+        raise DataError(
+            f"readout {readouts[worst].number}.traj",
+            f"reaches {largest[worst]:.4g} cycles per pixel and no readout more, the encoded matrix ends at 0.5",
+            "Store the trajectory in cycles per pixel of the encoded matrix (±0.5), or correct encodedSpace.matrixSize.",
         )

@@ -13,6 +13,8 @@ from gadgets.readouts import Readout
 from recon_core.errors import DataError
 
 _WHOLE = 1e-3
+_ACROSS = 0.05
+"""Cycles per pixel that a Cartesian line's own trajectory may move across the line."""
 _MOST_OUTSIDE = 0.25
 """More of the lines beyond the encoded matrix than that: the header's centre is wrong."""
 
@@ -69,6 +71,18 @@ def steps(readouts: list[Readout], encoding: Encoding, axis: int) -> NDArray[np.
     return (step - center) * _ratio(encoding, axis)
 
 
+def _check_straight(readouts: list[Readout], dim: int) -> None:
+    """Trajectories of lines are not needed, and do not leave their lines."""
+    for readout in readouts:
+        across = readout.trajectory[:, 1:dim]
+        if across.size and float(np.ptp(across, axis=0).max()) > _ACROSS:
+            raise DataError(
+                f"readout {readout.number}.traj",
+                f"leaves its line by {float(np.ptp(across, axis=0).max()):.3g} cycles per pixel, the header's trajectory is cartesian",
+                "Correct encoding.trajectory (radial, spiral, other), or store lines without trajectories.",
+            )
+
+
 def _ratio(encoding: Encoding, axis: int) -> float:
     ratio = encoding.recon.field_of_view[axis] / encoding.encoded.field_of_view[axis]
     return 1.0 if abs(ratio - 1) < 1e-4 else ratio
@@ -95,6 +109,7 @@ def place(readouts: list[Readout], encoding: Encoding, shape: tuple[int, ...]) -
             f"{min(partitions)} to {max(partitions)} in a slice",
             "Give matrixSize.z of encodedSpace and reconSpace of the volume, or send partitions as slices.",
         )
+    _check_straight(readouts, len(shape))
     lines, used = _on_encoded_axis(readouts, encoding)
     n_encoded = encoding.encoded.matrix[0]
     ratio = _ratio(encoding, 0)

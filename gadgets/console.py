@@ -24,6 +24,7 @@ SERVERS_OWN = {
     "settings": "files of the server",
     "field_map": "files of the server",
     "executor": "machines of the server's network",
+    "solver.weights_file": "files of the server",
 }
 """Properties that a console may not set, and what it would choose with them."""
 NOT_SHOWN = ("solver", *SERVERS_OWN)
@@ -80,6 +81,8 @@ def parameters(settings: ChainSettings) -> list[Parameter]:
     declared = registry.settings_class(settings.solver)
     hints = field_types(declared)
     for field in dataclasses.fields(declared):
+        if SOLVER_PREFIX + field.name in NOT_SHOWN:
+            continue
         value = settings.solver_settings.get(field.name, field.default)
         shown.append(_parameter(SOLVER_PREFIX + field.name, field, hints[field.name], value))
     return shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from gadgets.scanfile import Truth, read_images, read_truth
 from recon_core.errors import DataError
 from recon_core.metrics import align, score
 
+PARTS = ("slice", "contrast", "set")
+"""Counters that are no time: a series holds the images of all their values."""
 _BEFORE = 0.05
 """Share of a scan, from its start, before the contrast agent arrives."""
 
@@ -42,19 +45,22 @@ def _number(image: ismrmrd.Image, name: str, default: float) -> float:
         raise DataError(name, f"{text!r} in image {image.image_index}", "Give a number.") from error
 
 
-def image_series(path: str | Path, group: str | None = None, provisional: bool = False) -> tuple[NDArray[Any], list[ismrmrd.Image]]:
+def image_series(
+    path: str | Path, group: str | None = None, provisional: bool = False, part: Mapping[str, int] | None = None
+) -> tuple[NDArray[Any], list[ismrmrd.Image]]:
     """The image series of a file as one array, and its images; that of the whole scan where provisional images precede it.
 
     Args:
         path: images.
         group: group of the run; None takes the only one.
         provisional: the images that came while the scan ran.
+        part: which slice, contrast or set (:data:`PARTS`) of a scan of several.
 
     Returns:
         ``[frame, (z,) y, x]``, complex64 or float32.
 
     Raises:
-        DataError: images of several shapes in it, or no provisional ones.
+        DataError: no provisional images; several slices, contrasts or sets, or none as asked for.
     """
     series = read_images(path, group)
     final = [n for n, of in series.items() if "Provisional" not in of[0].meta]
@@ -62,17 +68,29 @@ def image_series(path: str | Path, group: str | None = None, provisional: bool =
     if provisional and not early:
         raise DataError("images", f"none in {path} is provisional", "Reconstruct with mode=online or both.")
     # With mode=online there is no other.
-    images = series[min(early if provisional else final or series)]
+    images = _of_part(series[min(early if provisional else final or series)], part or {})
     return np.stack([pixel_values(image) for image in images]), images
 
 
-def evaluate(path: str | Path, scan: str | Path, group: str | None = None) -> dict[str, Any]:
+def _of_part(images: list[ismrmrd.Image], part: Mapping[str, int]) -> list[ismrmrd.Image]:
+    for name in PARTS:
+        found = sorted({getattr(image, name) for image in images})
+        if name in part:
+            images = [image for image in images if getattr(image, name) == part[name]]
+        if not images or (name not in part and len(found) > 1):
+            problem = f"{part[name]} asked for of" if name in part else "one is a course of time, the series has"
+            raise DataError(name, f"{problem} {', '.join(map(str, found))}", f"Name one with --{name}.")
+    return images
+
+
+def evaluate(path: str | Path, scan: str | Path, group: str | None = None, part: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Score a file's image series against the truth of the scan.
 
     Args:
         path: images written by ``replay``, ``recon`` or the stock client.
         scan: the simulated scan.
         group: group of the run; None takes the only one.
+        part: which slice, contrast or set of a scan of several.
 
     Returns:
         As :func:`recon_core.metrics.score`.
@@ -81,12 +99,14 @@ def evaluate(path: str | Path, scan: str | Path, group: str | None = None) -> di
         DataError: frames or matrix differ from the truth's.
     """
     truth = read_truth(scan)
-    images, _ = image_series(path, group)
+    images, _ = image_series(path, group, part=part)
     check_same(images, truth)
     return score(images, truth.images, truth.moving)
 
 
-def evaluate_provisional(path: str | Path, scan: str | Path, group: str | None = None, after: float = 0.0) -> dict[str, Any]:
+def evaluate_provisional(
+    path: str | Path, scan: str | Path, group: str | None = None, after: float = 0.0, part: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Score a file's provisional images, each against the frame of truth nearest to its mean time.
 
     Args:
@@ -94,6 +114,7 @@ def evaluate_provisional(path: str | Path, scan: str | Path, group: str | None =
         scan: the simulated scan.
         group: group of the run; None takes the only one.
         after: images of frames up to here are left out, seconds from the first imaging readout.
+        part: which slice, contrast or set of a scan of several.
 
     Returns:
         As :func:`recon_core.metrics.score`.
@@ -102,7 +123,7 @@ def evaluate_provisional(path: str | Path, scan: str | Path, group: str | None =
         DataError: no provisional image is left, or its matrix differs from the truth's.
     """
     truth = read_truth(scan)
-    images, stored = image_series(path, group, provisional=True)
+    images, stored = image_series(path, group, provisional=True, part=part)
     times = np.array([float(image.meta["FrameTime_s"]) for image in stored])
     kept = times > after
     if not kept.any():
@@ -169,13 +190,16 @@ def arrival(curve: NDArray[Any], share: float = 0.1) -> float:
     return last + (level - float(curve[last])) / float(curve[last + 1] - curve[last])
 
 
-def evaluate_curves(path: str | Path, scan: str | Path, group: str | None = None) -> dict[str, Curve]:
+def evaluate_curves(
+    path: str | Path, scan: str | Path, group: str | None = None, part: Mapping[str, int] | None = None
+) -> dict[str, Curve]:
     """Courses of the regions that the simulator knows, by name; empty where it knows none.
 
     Args:
         path: images, as for :func:`evaluate`.
         scan: the simulated scan.
         group: group of the run; None takes the only one.
+        part: which slice, contrast or set of a scan of several.
 
     Raises:
         DataError: frames or matrix differ from the truth's.
@@ -183,7 +207,7 @@ def evaluate_curves(path: str | Path, scan: str | Path, group: str | None = None
     truth = read_truth(scan)
     if not truth.regions:
         return {}
-    images, _ = image_series(path, group)
+    images, _ = image_series(path, group, part=part)
     check_same(images, truth)
     magnitude = np.abs(align(images, truth.images)[0])
     return {

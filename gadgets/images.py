@@ -61,19 +61,21 @@ class Scale:
     window: float
 
 
-def magnitude_scale(images: NDArray[np.complex64], more_to_come: bool) -> Scale:
+def magnitude_scale(images: NDArray[np.complex64], more_to_come: bool, expected: float = 0.0) -> Scale:
     """The scale of a series from its first slice.
 
     Args:
         images: complex64 ``[frame, (z,) y, x]``.
         more_to_come: further slices or contrasts will share the scale, which then leaves room for brighter ones.
+        expected: largest magnitude to expect in these, as far as known; the first may lie outside the body.
     """
     magnitude = np.abs(images)
-    largest = float(magnitude.max())
+    largest = max(float(magnitude.max()), expected)
     if largest == 0:
         return Scale(1.0, 1.0)
     top = _FULL_SCALE // _HEADROOM if more_to_come else _FULL_SCALE
-    return Scale(largest / top, float(np.percentile(magnitude, _WINDOW_PERCENTILE)) or largest)
+    window = float(np.percentile(magnitude, _WINDOW_PERCENTILE))
+    return Scale(largest / top, max(window, expected) or largest)
 
 
 @dataclasses.dataclass

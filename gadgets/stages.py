@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
@@ -44,12 +45,15 @@ from gadgets.settings import ChainSettings
 from gadgets.stack import Stack, assemble_stack
 from gadgets.waveforms import Waveforms
 from recon_core.errors import DataError, SettingError
-from recon_core.problem import ImageSeries
+from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.reconstruct import ReconstructionSettings, reconstruct
 from recon_core.signal_models import Protocol as Contrasts
 from recon_core.solvers.registry import solver_class
 
 logger = logging.getLogger(__name__)
+
+_PEAK = 4.0
+"""Largest magnitude of an image over its mean, about that of a body that fills most of the field of view."""
 
 Item: TypeAlias = ismrmrd.Acquisition | ismrmrd.Waveform
 Report: TypeAlias = Callable[[str], None]
@@ -65,6 +69,7 @@ class Group:
         total: number of groups of the scan.
         origin: time stamp of the scan's first imaging readout.
         is_clock: the scan's time stamps are a clock.
+        brighter: largest sample of any group over this one's.
     """
 
     readouts: list[Readout]
@@ -72,6 +77,7 @@ class Group:
     total: int
     origin: int = 0
     is_clock: bool = True
+    brighter: float = 1.0
 
 
 @dataclasses.dataclass
@@ -148,13 +154,21 @@ def buffer(readouts: Iterable[Readout], header: ScanHeader, tick: float, report:
         stamps.append(readout.head.acquisition_time_stamp)
     if not groups:
         return
-    # Within one TR every slice and contrast is read once.
-    spacing = None if header.repetition_time is None else header.repetition_time / len(groups)
+    # Within one TR are read the slices and contrasts that are acquired in turns, not those that follow one another.
+    in_turns = float(np.median(np.concatenate([np.diff(where) for where in places.values()] + [[1]])))
+    spacing = None if header.repetition_time is None else header.repetition_time / in_turns
     clock = readout_times(stamps, tick, spacing)
     if clock.note:
         report(clock.note)
+    largest = {key: _largest(found) for key, found in groups.items()} if len(groups) > 1 else {}
     for key in sorted(groups):
-        yield Group(groups.pop(key), clock.times[places[key]], len(places), stamps[0], not clock.note)
+        brighter = max(largest.values()) / largest[key] if largest.get(key) else 1.0
+        yield Group(groups.pop(key), clock.times[places[key]], len(places), stamps[0], not clock.note, brighter)
+
+
+def _largest(readouts: list[Readout]) -> float:
+    """Largest sample of some readouts, root of the sum of squares over coils."""
+    return max(float(np.linalg.norm(readout.samples, axis=0).max()) for readout in readouts)
 
 
 def assembled(
@@ -290,7 +304,7 @@ def run(
             series = corrected(series, made.problem, settings.field_map, echo_time(header, made.heads[0].idx.contrast))
             tell(series.notes[-1])
         if settings.image_type == "magnitude":
-            scale = scale or magnitude_scale(series.images.numpy(), more_to_come=group.total > 1)
+            scale = scale or magnitude_scale(series.images.numpy(), group.total > 1, _brightest(made.problem, group))
             too_bright = clipped(series, scale)
             if too_bright:
                 tell(f"{too_bright} pixels exceed the scale of the image series and are clipped")
@@ -308,6 +322,14 @@ def run(
         if isinstance(made, Stack) and made.respiration is not None:
             breathing = made.respiration, made.problem.readout_times.numpy()
         yield from courses(series, made, numbering, regions, lines, breathing)
+
+
+def _brightest(problem: KSpaceProblem, group: Group) -> float:
+    """Magnitude to expect in the scan's brightest slice: its mean from its largest sample, which is k-space's centre, and room above."""
+    if group.brighter <= 1:
+        return 0.0
+    largest = float(torch.linalg.vector_norm(problem.samples, dim=0).max())
+    return _PEAK * group.brighter * largest / math.sqrt(math.prod(problem.shape))
 
 
 def _told_at_end(readouts: Iterable[Readout], tally: Tally, settings: ChainSettings, report: Report) -> Iterator[Readout]:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from gadgets.binning.by_count import Binning
 from recon_core.errors import DataError
 
-
 _LEAST_RUN = 3.0
 """Lines of a frame, on average: in lines shuffled at random every known order starts again after about two."""
 _Restarts: TypeAlias = NDArray[np.bool_]
@@ -46,7 +45,7 @@ def by_encoding_order(steps: NDArray[np.float64], partitions: NDArray[np.float64
     if len(steps) < _LEAST_RUN * len(frames) and min(sizes) < max(sizes):
         raise DataError(
             "kspace_encode_step_1",
-            f"in no order that framing=order knows: the nearest, {name}, would make {len(frames)} frames of {min(sizes)} to {max(sizes)} lines",
+            f"in no order that framing=order knows; the nearest, {name}, would make {len(frames)} frames, some of {min(sizes)} lines",
             "Set framing=counters where the scanner counts repetitions or phases, or framing=count with readouts_per_frame.",
         )
     held = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"

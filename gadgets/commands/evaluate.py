@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gadgets.commands.part import add_part_arguments, part_of
+
 if TYPE_CHECKING:
     from gadgets.evaluation import Curve
 
@@ -30,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--after", type=float, default=0.0, metavar="S", help="of these only frames later than so many seconds")
     parser.add_argument("--curves", metavar="NAME", help="write the curves of regions to NAME.csv and NAME.png")
     parser.add_argument("--beside", metavar="OUT.h5", help="other images of the scan, for the curves")
+    add_part_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -48,12 +51,16 @@ def run(args: argparse.Namespace) -> int:
             print(f"{name:16s}{value:.2f} Hz" if name.endswith("_hz") else f"{name:16s}NRMSE {value:.4f}")
         return 0
     if args.provisional:
-        scores, curves = evaluate_provisional(args.images, args.scan, args.group, args.after), {}
+        scores, curves = evaluate_provisional(args.images, args.scan, args.group, args.after, part_of(args)), {}
     else:
-        scores, curves = evaluate(args.images, args.scan, args.group), evaluate_curves(args.images, args.scan, args.group)
-    series = {Path(args.images).stem: curves}
+        asked = args.scan, args.group, part_of(args)
+        scores, curves = evaluate(args.images, *asked), evaluate_curves(args.images, *asked)
+    name, other = Path(args.images).stem, Path(args.beside or "").stem
+    if name == other:
+        name, other = args.images, args.beside
+    series = {name: curves}
     if args.beside:
-        series[Path(args.beside).stem] = evaluate_curves(args.beside, args.scan)
+        series[other] = evaluate_curves(args.beside, args.scan, part=part_of(args))
     if args.curves:
         write_curves(args.curves, series, args.scan)
     if args.json:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gadgets.commands.part import add_part_arguments, part_of
 
 if TYPE_CHECKING:
     from gadgets.pictures import Shown
@@ -22,16 +25,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("-o", "--output", default=".", metavar="DIR", help="folder for the pictures (default: the current one)")
     parser.add_argument("--scan", metavar="SCAN.h5", help="the simulated scan: adds truth and error; the cine shows the truth at the right")
     parser.add_argument("-G", "--group", metavar="GROUP", help="group of the images (default: the only one)")
+    add_part_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw and print the files' names; 0 when done."""
-    print(*draw(args.images, args.output, scan=args.scan, group=args.group), sep="\n")
+    print(*draw(args.images, args.output, scan=args.scan, group=args.group, part=part_of(args)), sep="\n")
     return 0
 
 
-def draw(images: str | Path, output: str | Path, scan: str | Path | None = None, group: str | None = None) -> tuple[Path, ...]:
+def draw(
+    images: str | Path,
+    output: str | Path,
+    scan: str | Path | None = None,
+    group: str | None = None,
+    part: Mapping[str, int] | None = None,
+) -> tuple[Path, ...]:
     """Write ``NAME.png`` and ``NAME.gif``, NAME being the images' file name; ``NAME.png`` alone where the images hold parameter maps.
 
     Args:
@@ -39,6 +49,7 @@ def draw(images: str | Path, output: str | Path, scan: str | Path | None = None,
         output: folder, made when absent.
         scan: the simulated scan, for truth and error; None without.
         group: group of the run; None takes the only one.
+        part: which slice, contrast or set of a scan of several.
 
     Returns:
         Paths of contact sheet and cine, or of the sheet of maps.
@@ -60,14 +71,14 @@ def draw(images: str | Path, output: str | Path, scan: str | Path | None = None,
         folder.mkdir(parents=True, exist_ok=True)
         map_sheet(maps, sheet, Path(images).name, known)
         return (sheet,)
-    shown = load(images, scan, group)
+    shown = load(images, scan, group, part)
     folder.mkdir(parents=True, exist_ok=True)
     contact_sheet(shown, sheet)
     cine(shown, film)
     return sheet, film
 
 
-def load(path: str | Path, scan: str | Path | None, group: str | None) -> Shown:
+def load(path: str | Path, scan: str | Path | None, group: str | None, part: Mapping[str, int] | None = None) -> Shown:
     """Read what is shown: images, their times and pixel size, latents, truth."""
     import numpy as np
 
@@ -75,7 +86,7 @@ def load(path: str | Path, scan: str | Path | None, group: str | None) -> Shown:
     from gadgets.pictures import Shown
     from gadgets.scanfile import read_images, read_truth
 
-    pixels, images = image_series(path, group)
+    pixels, images = image_series(path, group, part=part)
     truth = None if scan is None else read_truth(scan)
     if truth is not None:
         check_same(pixels, truth)

@@ -159,7 +159,8 @@ class OnlineScan:
     def images(self, readouts: Iterable[Readout]) -> Iterator[ismrmrd.Image]:
         """Provisional images while ``readouts`` come; returns when all are in and shown.
 
-        Where the readouts are kept, data that the model cannot use end the provisional images, in words, and not the scan. No thread outlives the iterator, however it ends. A source of readouts that blocks must end once it is closed.
+        Where the readouts are kept, data that the model cannot use end the provisional images, in words, and not the scan. No thread
+        outlives the iterator, however it ends. A source of readouts that blocks must end once it is closed.
 
         Raises:
             ReconError: what the source, a readout or the model raises; images made before are given out first.

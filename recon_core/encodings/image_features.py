@@ -120,7 +120,7 @@ class Mdsr(nn.Module):
             raise MissingPartError("weights_file", f"{file} does not exist", "Give a file of MDSR weights, or extractor=gradients.")
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except (RuntimeError, OSError, EOFError, ValueError, IndexError, KeyError, pickle.UnpicklingError) as error:
             raise DataError("weights_file", f"{file} cannot be read ({type(error).__name__})", _LAYOUT) from error
         return cls.from_state_dict(state)
 

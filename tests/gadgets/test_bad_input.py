@@ -63,14 +63,34 @@ def test_no_trajectory_where_one_is_needed(scans, trajectory, zero):
     assert "HargreavesVDS2000" in error.cure
 
 
-def test_trajectory_in_other_units(scans):
+@pytest.mark.parametrize("factor", [2 * np.pi, 0.2])
+def test_trajectory_in_other_units(scans, factor):
+    """Radians, or cycles per mm of pixels of 5 mm."""
     xml, acquisitions = scans.radial_scan()
     for acquisition in acquisitions:
-        acquisition.traj[:] = 2 * np.pi * acquisition.traj
+        acquisition.traj[:] = factor * acquisition.traj
     error = fault(xml, acquisitions)
     assert error.field.endswith(".traj")
     assert "0.5" in error.problem
     assert "cycles per pixel" in error.cure
+
+
+def test_one_readout_without_a_trajectory(scans):
+    def change(acquisition):
+        acquisition.traj[:] = 0
+
+    error = fault(*with_changed(scans, 5, change))
+    assert error.field == "readout 5.traj"
+    assert "all zero, as of 1 of" in error.problem
+
+
+def test_spokes_under_a_cartesian_header(scans):
+    _, spokes = scans.radial_scan(n=16)
+    acquisitions = [scans.acquisition(a.data[:, ::2], a.traj[::2], kspace_encode_step_1=row) for row, a in enumerate(spokes)]
+    error = fault(scans.Protocol(trajectory="cartesian").xml(), acquisitions)
+    assert error.field.endswith(".traj")
+    assert "leaves its line by" in error.problem
+    assert "encoding.trajectory" in error.cure
 
 
 def test_trajectory_of_one_column(scans):

@@ -41,7 +41,7 @@ def test_ids_are_letters_and_digits_and_lead_back():
 @pytest.mark.parametrize("solver", registry.names())
 def test_all_properties_are_shown_but_what_decides_on_others_or_names_files(solver):
     declared = {f"solver.{field.name}" for field in dataclasses.fields(registry.settings_class(solver))}
-    assert set(shown(ChainSettings(solver=solver))) == (set(option_fields()) - {"solver", *console.SERVERS_OWN}) | declared
+    assert set(shown(ChainSettings(solver=solver))) == (set(option_fields()) | declared) - {"solver", *console.SERVERS_OWN}
 
 
 def test_kinds_limits_labels():
@@ -100,6 +100,7 @@ def test_an_empty_text_is_a_parameter_not_set():
         ({"solverLatent": "4"}, "These are the settings of solver 'subspace_inr'"),
         ({"settings": "/etc/passwd"}, "a console cannot choose files of the server"),
         ({"fieldMap": "/etc/passwd"}, "a console cannot choose files of the server"),
+        ({"solverWeightsFile": "/etc/passwd"}, "a console cannot choose files of the server"),
         ({"executor": "tcp://elsewhere:8786"}, "a console cannot choose machines of the server's network"),
         ({"coils": "4", "matrix": 64, "readoutsPerFrame": 2, "readouts_per_frame": 4}, "sets 'readouts_per_frame', which is given twice"),
     ],

@@ -1,6 +1,7 @@
 """Scores of stored images."""
 
 import json
+from pathlib import Path
 
 import ismrmrd
 import numpy as np
@@ -126,6 +127,26 @@ def test_the_command_prints_json_and_words(tmp_path, truth, scan, capsys):
     assert "complex images" in words
 
 
+@pytest.mark.parametrize("counter", ["slice", "contrast", "set"])
+def test_slices_contrasts_and_sets_are_no_frames(tmp_path, truth, scan, capsys, counter):
+    path = tmp_path / "out.h5"
+    with ImageWriter(path, "run") as writer:
+        for number in (0, 2):
+            for pixels in truth.images:
+                image = ismrmrd.Image.from_array((1 + number) * pixels, transpose=False, image_series_index=1)
+                setattr(image, counter, number)
+                writer.write(image)
+    with pytest.raises(DataError, match=f"{counter}: one is a course of time, the series has 0, 2. Name one with --{counter}"):
+        evaluate(path, scan)
+    with pytest.raises(DataError, match=f"{counter}: 1 asked for of 0, 2"):
+        evaluate(path, scan, part={counter: 1})
+    assert evaluate(path, scan, part={counter: 2})["frames"] == len(truth.images)
+    for command in (["evaluate", str(path), str(scan)], ["show", str(path), "-o", str(tmp_path)]):
+        assert cli.main(command) == 1
+        assert f"--{counter}" in capsys.readouterr().err
+        assert cli.main([*command, f"--{counter}", "2"]) == 0
+
+
 def test_several_runs_need_a_group(tmp_path, truth, scan, capsys):
     path = _store(_store(tmp_path / "out.h5", truth.images, "first"), _noisy(truth), "second")
     assert cli.main(["evaluate", str(path), str(scan)]) == 1
@@ -219,5 +240,11 @@ def test_the_command_tells_curves_of_regions(tmp_path, capsys):
     assert rows[0] == "time_s,aorta truth,aorta good,aorta late"
     assert len(rows) == 41
     assert (tmp_path / "curves.png").stat().st_size > 1000
+    # Two runs of one name in two folders are still two.
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "good.h5").write_bytes(Path(files[1]).read_bytes())
+    same = str(tmp_path / "elsewhere" / "good.h5")
+    assert cli.main(["evaluate", files[0], str(path), "--beside", same]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == [files[0], same]
     assert cli.main(["evaluate", files[0], str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["curves"]["good"]["aorta"]["peak_shift"] == 0

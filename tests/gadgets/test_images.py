@@ -125,6 +125,29 @@ def test_single_slice_uses_the_whole_range():
     assert magnitude_scale(np.zeros_like(images), more_to_come=False).slope == 1
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_first_slice_outside_the_body_does_not_set_the_scale(scans, heard, first):
+    """Its largest pixel is a three-hundredth of the next slice's."""
+    lines, report = heard
+    body = (scans.Blob((40.0, 60.0, 0.0), 22.0, 300.0), scans.Blob((-50.0, 10.0, 0.0), 60.0, 100.0))
+    acquisitions = [
+        a
+        for s in (0, 1)
+        for a in scans.radial_scan(
+            n=64, slice=s, noise=0.02, seed=s, blobs=(scans.Blob((0.0, 0.0, 0.0), 22.0, 1.0),) if s == first else body
+        )[1]
+    ]
+    settings = ChainSettings(solver="gridding", readouts_per_frame=32, device="cpu", whitened=True)
+    images = list(stages.run(settings, scans.Protocol().xml(), acquisitions, report))
+    assert not [line for line in lines if "clipped" in line]
+    brightest = [max(int(image.data.max()) for image in images if image.slice == s) for s in (0, 1)]
+    assert 2000 < brightest[1 - first] < 50_000
+    assert brightest[first] < 0.05 * brightest[1 - first]
+    window = {float(image.meta["GADGETRON_WindowWidth"]) for image in images}
+    assert len(window) == 1
+    assert 0.2 < window.pop() / brightest[1 - first] < 2
+
+
 def test_clipping_is_told(scans, heard):
     lines, report = heard
     acquisitions = [a for s in (0, 1) for a in readouts(scans, slice=s)]

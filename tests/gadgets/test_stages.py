@@ -153,6 +153,17 @@ def test_stamps_that_are_no_clock_are_spaced_by_the_repetition_time(scans, heard
     assert any("time stamps are all equal" in line for line in lines)
 
 
+@pytest.mark.parametrize(("in_turns", "spacing"), [(True, 0.001), (False, 0.003)])
+def test_slices_in_turns_share_a_repetition_time_and_others_do_not(scans, in_turns, spacing):
+    parts = [scans.radial_scan(n=6, slice=s, acquisition_time_stamp=5)[1] for s in range(3)]
+    stream = [part[row] for row in range(6) for part in parts] if in_turns else [a for part in parts for a in part]
+    recorder = Recorder()
+    list(stages.run(ChainSettings(), scans.Protocol().xml(), stream, method=recorder))
+    times = np.stack([problem.readout_times.numpy() for problem in recorder.problems])
+    order = np.arange(18).reshape(6, 3).T if in_turns else np.arange(18).reshape(3, 6)
+    np.testing.assert_allclose(times, order * spacing, atol=1e-12)
+
+
 def test_nothing_of_one_scan_reaches_the_next(scans):
     a, b = scans.radial_scan(seed=1), scans.radial_scan(seed=2, n=16)
     noise = scans.acquisition(np.random.default_rng(0).standard_normal((3, 500)), flags=(NOISE,))

@@ -12,7 +12,7 @@ import torch
 from recon_core.calibration import calibrate
 from recon_core.encodings.hash_grid import HashGrid, HashGridLayout
 from recon_core.encodings.image_features import MultiScaleGradients
-from recon_core.errors import MissingPartError, SettingError
+from recon_core.errors import DataError, MissingPartError, SettingError
 from recon_core.fields.deformation import DeformationField, DeformationSizes
 from recon_core.problem import KSpaceProblem
 from recon_core.solvers.base import NoSettings
@@ -136,6 +136,10 @@ def test_mdsr_by_file(scan: KSpaceProblem, tmp_path: Path, toy_mdsr: dict[str, t
         solver(scan, extractor="mdsr")
     with pytest.raises(MissingPartError, match="does not exist"):
         solver(scan, extractor="mdsr", weights_file=str(tmp_path / "absent.pt"))
+    for content in (b"", b"not weights", b"\x80"):
+        (tmp_path / "text.pt").write_bytes(content)
+        with pytest.raises(DataError, match=r"weights_file: .*cannot be read"):
+            solver(scan, extractor="mdsr", weights_file=str(tmp_path / "text.pt"))
     torch.save(toy_mdsr, tmp_path / "mdsr.pt")
     made = solver(scan, extractor="mdsr", weights_file=str(tmp_path / "mdsr.pt"))
     assert made.image_features.shape == (8, 4, 22, 18)
