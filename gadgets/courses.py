@@ -96,6 +96,8 @@ def parse_regions(text: str) -> tuple[Region, ...]:
     made = []
     for name, numbers in _parts("regions", text, (3, 4), "NAME=x,y,radius or NAME=x,y,z,radius"):
         z = 0 if len(numbers) == 3 else _whole("regions", name, numbers[2])
+        if numbers[-1] < 0:
+            raise SettingError("regions", f"{name}: radius {numbers[-1]:g}", "Give pixels, 0 or more.")
         made.append(Region(name, numbers[0], numbers[1], numbers[-1], z))
     return tuple(made)
 

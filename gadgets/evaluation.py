@@ -129,9 +129,9 @@ def evaluate_provisional(
     if not kept.any():
         raise DataError("after", f"{after:g} s: none of {len(stored)} provisional images is later", "Give an earlier time.")
     nearest = np.abs(truth.times[None] - times[kept, None]).argmin(axis=1)
-    part = dataclasses.replace(truth, images=truth.images[nearest])
-    check_same(images[kept], part)
-    return score(images[kept], part.images, truth.moving)
+    seen = dataclasses.replace(truth, images=truth.images[nearest])
+    check_same(images[kept], seen)
+    return score(images[kept], seen.images, truth.moving)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

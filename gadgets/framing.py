@@ -98,11 +98,11 @@ def _binning(
         if not encoding.is_cartesian:
             raise SettingError("framing", f"order on a {encoding.trajectory} scan", "Set framing=count or gated: it has no lines.")
         partitions = cartesian.steps(readouts, encoding, 2) if encoding.encoded.matrix[2] > 1 else None
-        found = by_encoding_order(cartesian.steps(readouts, encoding, 1), partitions)
+        ordered = by_encoding_order(cartesian.steps(readouts, encoding, 1), partitions)
         counted = len(_counters(readouts).frames)
-        if counted not in (1, len(found.frames)):
-            found = dataclasses.replace(found, note=f"{found.note}, where the scanner counts {counted} (framing=counters)")
-        return found
+        if counted not in (1, len(ordered.frames)):
+            ordered = dataclasses.replace(ordered, note=f"{ordered.note}, where the scanner counts {counted} (framing=counters)")
+        return ordered
     if settings.framing == "counters":
         return _counters(readouts)
     times = problem.readout_times.numpy()

@@ -18,7 +18,7 @@ import ismrmrd.hdf5
 import numpy as np
 from numpy.typing import NDArray
 
-from recon_core.errors import DataError
+from recon_core.errors import DataError, SettingError
 
 Item: TypeAlias = ismrmrd.Acquisition | ismrmrd.Waveform
 
@@ -228,7 +228,13 @@ class ImageWriter:
     """
 
     def __init__(self, path: str | Path, group: str) -> None:
-        """Remember where to write; nothing is opened yet."""
+        """Remember where to write; nothing is opened yet.
+
+        Raises:
+            SettingError: the group has no name.
+        """
+        if not group.strip("/ "):
+            raise SettingError("group", f"{group!r} is no name", "Give the images a group of their own, such as run.")
         self.path = Path(path)
         self.group = group
         self.count = 0

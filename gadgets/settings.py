@@ -38,6 +38,7 @@ LOCAL = "local"
 """``executor`` that is this process."""
 
 _SCHEDULER = re.compile(r"(tcp|tls)://[^\s:/]+:\d{1,5}")
+_PARSED = ("regions", "profiles")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _NESTED = {"solver_settings": SOLVER_PREFIX, "online_settings": ONLINE_PREFIX}
 
@@ -170,6 +171,9 @@ class ChainSettings:
                 if getattr(self, name) != only:
                     given = f"{self.mode}, with {name}={getattr(self, name)}"
                     raise SettingError("mode", given, f"Set mode=retrospective, or {name}={only or 'nothing'}.")
+            for name in ("regions", "profiles") if self.mode == "online" else ():
+                if getattr(self, name).strip():
+                    raise SettingError(name, "of mode=online, which has no final series", f"Set mode=both, or {name}=nothing.")
         if self.matrix is not None and len(self.matrix) not in (1, 2, 3):
             raise SettingError("matrix", f"{len(self.matrix)} numbers", "Give one number, `nx,ny` or `nx,ny,nz`.")
         if self.matrix is not None and self.dimension is not None and len(self.matrix) not in (1, self.dimension):
@@ -193,7 +197,8 @@ def chain_settings(properties: Mapping[str, str], overrides: Mapping[str, str] |
 
     Args:
         properties: the chain's properties; ``solver.NAME`` is setting NAME of the solver.
-        overrides: the same names; they win over properties, which win over the settings file.
+        overrides: the same names; they win over properties, as does a settings file that they name. One that the chain names is weaker
+            than its properties.
 
     Raises:
         SettingError: unknown name (with the nearest known one), wrong type, out of range, or a bad settings file;
@@ -202,9 +207,10 @@ def chain_settings(properties: Mapping[str, str], overrides: Mapping[str, str] |
     given: dict[str, Any] = {**properties, **(overrides or {})}
     sources = dict.fromkeys(given, "")
     path = str(given.get("settings", "")).strip()
+    stronger = overrides if overrides and "settings" in overrides else given
     if path:
         for name, value in read_settings_file(path).items():
-            if name not in given:
+            if name not in stronger:
                 given[name] = value
                 sources[name] = f"{path}: "
     known = option_fields()
@@ -219,6 +225,8 @@ def chain_settings(properties: Mapping[str, str], overrides: Mapping[str, str] |
         elif name in known:
             # One at a time, so that the error tells where this one value came from.
             plain[name] = getattr(build(ChainSettings, {name: value}, prefix=sources[name]), name)
+            if name in _PARSED:
+                _parsed(name, plain[name], sources[name])
         else:
             raise unknown_name(f"{sources[name]}{name}", name, known, f"Settings of the solver are written {SOLVER_PREFIX}NAME.")
     settings = ChainSettings(**plain)
@@ -227,6 +235,18 @@ def chain_settings(properties: Mapping[str, str], overrides: Mapping[str, str] |
         solver_settings=_solver_settings(settings.solver, solver_values, sources),
         online_settings=_online_settings(online_values, sources),
     )
+
+
+def _parsed(name: str, text: str, source: str) -> None:
+    """See that a text of places can be read."""
+    if not text:
+        return
+    from gadgets import courses
+
+    try:
+        courses.parse_regions(text) if name == "regions" else courses.parse_lines(text)
+    except SettingError as error:
+        raise SettingError(f"{source}{name}", error.problem, error.cure) from error
 
 
 def _online_settings(values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from recon_core.errors import SettingError
@@ -59,9 +59,13 @@ def unknown_name(field: str, name: str, known: Iterable[str], cure: str = "") ->
     return SettingError(field, f"unknown name {name!r}", f"{hint}Known: {', '.join(names)}.{' ' + cure if cure else ''}")
 
 
-@functools.cache
-def field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: type[Any]) -> dict[str, Any]:
     """Resolved annotation of every field of a settings dataclass."""
+    return _hints(typing.cast("Hashable", cls))
+
+
+@functools.cache
+def _hints(cls: Hashable) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

@@ -42,9 +42,13 @@ def run(args: argparse.Namespace) -> int:
     prefix = installation.home(args.prefix)
     if args.uninstall:
         removed = installation.installed(prefix) if args.dry_run else installation.uninstall(prefix, args.force)
+        refused = args.dry_run and not args.force and State.CHANGED in removed.values()
         for path, what in removed.items():
             note = f" ({what.value})" if what is State.CHANGED else ""
-            print(f"{'would remove' if args.dry_run else 'removed'} {prefix / path}{note}")
+            verb = ("would refuse" if refused and what is State.CHANGED else "would remove") if args.dry_run else "removed"
+            print(f"{verb} {prefix / path}{note}")
+        if refused:
+            print("nothing would be removed: give --force, or take the changes back")
         if not removed:
             print(f"nothing of ours in {prefix}")
         return 0
@@ -60,8 +64,16 @@ def run(args: argparse.Namespace) -> int:
         State.CHANGED: ("would refuse, changed by hand:", "overwrote, changed by hand:"),
         State.FOREIGN: ("would refuse, not ours:", "overwrote, not ours:"),
     }
+    refused = args.dry_run and not args.force and bool({State.CHANGED, State.FOREIGN} & set(before.values()))
+    if args.dry_run and args.force:
+        words |= {
+            State.CHANGED: ("would overwrite, changed by hand:", ""),
+            State.FOREIGN: ("would overwrite, not ours:", ""),
+        }
     for path, what in before.items():
         print(f"{words[what][0 if args.dry_run else 1]} {prefix / path}")
+    if refused:
+        print("nothing would be written: give --force, or move these files away")
     print(_python_of_gadgetron(prefix))
     return 0
 

@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
         ReconError: unknown chain, bad setting.
     """
     from gadgets import chain, openrecon
+    from gadgets.console import NOT_SHOWN
     from gadgets.settings import parse_assignments
+    from recon_core.errors import SettingError
 
     if args.schema:
         text = openrecon.schema()
@@ -53,9 +55,14 @@ def run(args: argparse.Namespace) -> int:
         # What a console asks for by name is loaded by name: only known chains will do.
         entry = chain.load_known(args.config)
         container = openrecon.container_of(parse_assignments(args.container, "--container"))
-        description = openrecon.describe(
-            entry, entry.settings(parse_assignments(args.set)), container, parse_assignments(args.regulatory, "--regulatory")
-        )
+        overrides = parse_assignments(args.set)
+        for name in overrides:
+            if name in NOT_SHOWN:
+                cure = (
+                    f"Leave it out; another chain of the container is described with -c (this one has {name}={entry.properties.get(name)})."
+                )
+                raise SettingError(f"-s {name}", "no console can send it, the container would run without", cure)
+        description = openrecon.describe(entry, entry.settings(overrides), container, parse_assignments(args.regulatory, "--regulatory"))
         text = {
             "json": lambda: openrecon.as_json(description),
             "base64": lambda: openrecon.as_base64(description) + "\n",

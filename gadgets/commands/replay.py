@@ -43,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("-g", "--in-group", default="/dataset", metavar="GROUP", help="group of the scan (default: %(default)s)")
     parser.add_argument("-G", "--out-group", metavar="GROUP", help="group for the images (default: date and time)")
     parser.add_argument("-t", "--timeout", type=int, default=10000, metavar="MS", help="wait for the connection, ms (default: %(default)s)")
-    parser.add_argument("-l", "--loops", type=int, default=1, metavar="N", help="send the scan N times (default: %(default)s)")
+    parser.add_argument("-l", "--loops", type=int, default=1, metavar="N", help="send the scan N times, into a group each (default: %(default)s)")
     parser.add_argument("-q", "--query", action="store_true", help="dependency query: send the chain without a scan, print the answer")
     parser.add_argument("-Q", "--info", metavar="QUESTION", help="put a question to the server (gadgetron::info), print the answer")
     parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="log details, and tracebacks of errors")
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         for number in range(args.loops):
             if number:
                 logger.info("loop %d of %d", number + 1, args.loops)
-            if _once(args, host, port, config, tick_ms):
+            if _once(args, host, port, config, tick_ms, f" ({number + 1})" if number else ""):
                 return 1
     return 0
 
@@ -128,7 +128,7 @@ def configuration(name: str, path: str | None, overrides: dict[str, str]) -> tup
     """What to send as CONFIG, and the tick of the time stamps for pacing, in ms.
 
     With overrides a chain of the package is sent as a whole. A settings file named by an override lies on this machine: its
-    entries travel as properties, weaker than those of the chain.
+    entries travel as overrides, weaker than the others.
 
     Raises:
         SettingError: a bad override, or overrides of a chain that is not known here.
@@ -150,8 +150,7 @@ def configuration(name: str, path: str | None, overrides: dict[str, str]) -> tup
     changes = dict(overrides)
     if changes.get("settings"):
         for key, value in read_settings_file(changes["settings"]).items():
-            if key not in entry.properties:
-                changes.setdefault(key, as_text(value))
+            changes.setdefault(key, as_text(value))
         changes["settings"] = ""
     # A settings file of the chain's own lies on the server: only there can the whole be checked.
     if not entry.properties.get("settings") or "settings" in changes:
@@ -179,13 +178,13 @@ def _tick(properties: Mapping[str, str]) -> float:
     return build(ChainSettings, {key: value for key, value in properties.items() if key == "time_tick_ms"}).time_tick_ms
 
 
-def _once(args: argparse.Namespace, host: str, port: int, config: ConfigFile | ConfigScript, tick_ms: float) -> int:
-    """One replay of the scan; its report is printed."""
+def _once(args: argparse.Namespace, host: str, port: int, config: ConfigFile | ConfigScript, tick_ms: float, loop: str) -> int:
+    """One replay of the scan, into a group of its own; its report is printed."""
     from gadgets import client
     from gadgets.scanfile import ImageWriter, read_scan
 
     scan = read_scan(_scan_path(args), args.in_group)
-    group = args.out_group or dt.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    group = (args.out_group or dt.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")) + loop
     out = Path(args.outfile)
     existed = out.exists()
     count = 0

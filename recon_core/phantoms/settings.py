@@ -102,8 +102,12 @@ class RelaxometrySettings:
         """Check the axes.
 
         Raises:
-            SettingError: not three of them.
+            SettingError: not three of them, or a setting of the other protocol.
         """
         for name in ("matrix", "field_of_view"):
             if len(getattr(self, name)) != 3:
                 raise SettingError(name, f"{len(getattr(self, name))} numbers", "Give three: z, y, x.")
+        for name, owner in (("echoes", "set1"), ("recoveries", "set2")):
+            default = type(self).__dataclass_fields__[name].default
+            if self.protocol != owner and getattr(self, name) != default:
+                raise SettingError(name, f"{getattr(self, name)} with protocol={self.protocol}", f"Leave it out: it is {owner}'s.")

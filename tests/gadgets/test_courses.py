@@ -31,7 +31,7 @@ def test_regions_and_lines_are_read():
     assert parse_lines("tongue=0,1,8,11;lip=1,1,1,5,2") == (Line("tongue", (0, 1), (8, 11)), Line("lip", (1, 1), (1, 5), 2))
 
 
-@pytest.mark.parametrize("text", ["4,7,1", "a=1,2", "a=1,2,3,4,5", "a=1,x,3", "a=1,2,3;a=1,2,4", "a=1,2,inf", "a=1,2,0.5,3"])
+@pytest.mark.parametrize("text", ["4,7,1", "a=1,2", "a=1,2,3,4,5", "a=1,x,3", "a=1,2,3;a=1,2,4", "a=1,2,inf", "a=1,2,0.5,3", "a=1,2,-3"])
 def test_unreadable_regions_are_named(text):
     with pytest.raises(SettingError, match="regions"):
         parse_regions(text)

@@ -98,7 +98,13 @@ def test_what_others_wrote_is_never_overwritten_and_then_nothing_is(prefix, caps
     assert "--force" in error
     assert tree(prefix) == before
     assert install(prefix, "--dry-run") == 0
-    assert f"would refuse, not ours: {foreign}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"would refuse, not ours: {foreign}" in told
+    assert "nothing would be written" in told
+    assert install(prefix, "--dry-run", "--force") == 0
+    told = capsys.readouterr().out
+    assert f"would overwrite, not ours: {foreign}" in told
+    assert "nothing would" not in told
     assert install(prefix, "--force") == 0
     assert f"overwrote, not ours: {foreign}" in capsys.readouterr().out
     assert b"somebody" not in foreign.read_bytes()
@@ -122,6 +128,14 @@ def test_a_change_by_hand_is_kept(prefix, capsys):
         assert install(prefix, option) == 1
         assert f"{edited} is ours, changed by hand" in capsys.readouterr().err
         assert 'value="12"' in edited.read_text()
+    assert install(prefix, "--uninstall", "--dry-run") == 0
+    told = capsys.readouterr().out
+    assert f"would refuse {edited}" in told
+    assert "nothing would be removed" in told
+    assert install(prefix, "--uninstall", "--dry-run", "--force") == 0
+    told = capsys.readouterr().out
+    assert f"would remove {edited}" in told
+    assert "nothing would" not in told
     assert install(prefix, "--uninstall", "--force") == 0
     assert f"removed {edited} (ours, changed by hand)" in capsys.readouterr().out
     assert not edited.exists()

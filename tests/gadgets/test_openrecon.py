@@ -96,7 +96,7 @@ def others(parameter: dict) -> list[object]:
         return [v["id"] for v in parameter["values"] if v["id"] != default]
     if kind in ("int", "double"):
         return [limit for limit in (parameter["minimum"], parameter["maximum"]) if limit != default]
-    return [value for value in ("0.25", "0.125", "3", "48,32", "cuda:1", "localhost:8786", "tcp://localhost:8786") if value != default]
+    return [value for value in ("0.25", "0.125", "3", "48,32", "cuda:1", "tcp://localhost:8786", "a=1,2,3", "a=1,2,3,4") if value != default]
 
 
 @pytest.mark.parametrize("solver", registry.names())
@@ -177,6 +177,14 @@ def test_the_command_writes_json_base64_and_the_label(tmp_path, capsys):
     assert json.loads(base64.b64decode(line[2])) == plain
     assert main(["openrecon", "--schema"]) == 0
     assert json.loads(capsys.readouterr().out) == SCHEMA
+
+
+@pytest.mark.parametrize("name", ["solver", "field_map", "executor", "settings", "solver.weights_file"])
+def test_what_no_console_can_send_is_not_described(name, capsys):
+    assert main(["openrecon", "-s", f"{name}=inmr"]) == 1
+    error = capsys.readouterr().err
+    assert f"-s {name}: no console can send it" in error
+    assert "-c" in error
 
 
 def test_a_chain_that_no_console_can_ask_for_is_refused(capsys, tmp_path):

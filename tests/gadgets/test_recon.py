@@ -56,6 +56,9 @@ def test_groups(scans, tmp_path):
         (["-s", "coils=0"], "coils: 0 is below 1"),
         (["-s", "coils"], "NAME=VALUE"),
         (["-g", "nothing"], "nothing"),
+        (["-G", "/"], "group: '/' is no name"),
+        (["-s", "regions=a=1,2"], "regions: 'a=1,2': it cannot be read"),
+        (["-s", "mode=online", "-s", "profiles=a=1,2,3,4"], "profiles: of mode=online, which has no final series"),
     ],
 )
 def test_errors_leave_no_file(scan, tmp_path, capsys, arguments, words):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gadgets import chain
 from gadgets.settings import ENGINES, ChainSettings, as_text, chain_settings, option_fields, parse_assignments, read_settings_file
 from recon_core.errors import SettingError
 
@@ -61,6 +62,17 @@ def test_override_beats_property_beats_file(tmp_path: Path):
     assert (settings.coils, settings.seed, settings.holdout) == (3, 12, 0.2)
     assert settings.solver == "cg_sense"
     assert settings.solver_settings == {"steps": 4, "damping": 0.25}
+
+
+def test_a_file_that_an_override_names_beats_properties_and_no_other_override(tmp_path: Path):
+    """As the manual's example: the chain sets readouts_per_frame and matrix itself."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("readouts_per_frame: 4\nmatrix: [128, 96]\nseed: 5\nsolver_settings:\n  strength: 0.02\n")
+    properties = chain.load_known("cardiac").properties
+    settings = chain_settings(properties, {"settings": str(file), "seed": "6"})
+    assert (settings.readouts_per_frame, settings.matrix, settings.seed) == (4, (128, 96), 6)
+    assert settings.solver_settings == {"strength": 0.02}
+    assert settings.coils == int(properties["coils"])
 
 
 def test_settings_file_of_an_override_replaces_that_of_the_chain(tmp_path: Path):

@@ -161,3 +161,9 @@ def test_settings_that_cannot_be_are_told(tmp_path, capsys, options, words):
     assert cli.main(["simulate", "cardiac", str(tmp_path / "scan.h5"), *options]) == 1
     assert words in capsys.readouterr().err
     assert not (tmp_path / "scan.h5").exists()
+
+
+@pytest.mark.parametrize(("option", "owner"), [(["--protocol", "set2", "--echoes", "3"], "set1"), (["--recoveries", "20"], "set2")])
+def test_a_setting_of_the_other_protocol_is_refused(tmp_path, capsys, option, owner):
+    assert cli.main(["simulate", "mpqmri", str(tmp_path / "scan.h5"), *option]) == 1
+    assert f"it is {owner}'s" in capsys.readouterr().err
