@@ -43,7 +43,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("-g", "--in-group", default="/dataset", metavar="GROUP", help="group of the scan (default: %(default)s)")
     parser.add_argument("-G", "--out-group", metavar="GROUP", help="group for the images (default: date and time)")
     parser.add_argument("-t", "--timeout", type=int, default=10000, metavar="MS", help="wait for the connection, ms (default: %(default)s)")
-    parser.add_argument("-l", "--loops", type=int, default=1, metavar="N", help="send the scan N times, into a group each (default: %(default)s)")
+    parser.add_argument(
+        "-l", "--loops", type=int, default=1, metavar="N", help="send the scan N times, into a group each (default: %(default)s)"
+    )
     parser.add_argument("-q", "--query", action="store_true", help="dependency query: send the chain without a scan, print the answer")
     parser.add_argument("-Q", "--info", metavar="QUESTION", help="put a question to the server (gadgetron::info), print the answer")
     parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="log details, and tracebacks of errors")

@@ -96,7 +96,9 @@ def others(parameter: dict) -> list[object]:
         return [v["id"] for v in parameter["values"] if v["id"] != default]
     if kind in ("int", "double"):
         return [limit for limit in (parameter["minimum"], parameter["maximum"]) if limit != default]
-    return [value for value in ("0.25", "0.125", "3", "48,32", "cuda:1", "tcp://localhost:8786", "a=1,2,3", "a=1,2,3,4") if value != default]
+    return [
+        value for value in ("0.25", "0.125", "3", "48,32", "cuda:1", "tcp://localhost:8786", "a=1,2,3", "a=1,2,3,4") if value != default
+    ]
 
 
 @pytest.mark.parametrize("solver", registry.names())
