@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gadgets.assemble import Assembled, assemble
 from gadgets.binning.by_count import by_count
+from gadgets.field_map import estimated, with_field_map
 from gadgets.header import ScanHeader
 from gadgets.readouts import Readout
 from gadgets.settings import ChainSettings
@@ -62,10 +63,12 @@ def assemble_stack(
     """
     if settings.framing != "count":
         raise SettingError("framing", f"{settings.framing} with volume=slices", "Set framing=count: frames are made of whole angles.")
-    # Frames are made of spokes below; readout by readout there are none yet.
-    volume = assemble(
-        readouts, times, header, dataclasses.replace(settings, readouts_per_frame=len(readouts), frame_stride=None), whitening, report
+    # Frames are made of spokes below, and may have a field map each; readout by readout there are none yet.
+    map_file = "" if estimated(settings.field_map) else settings.field_map
+    whole = dataclasses.replace(
+        settings, readouts_per_frame=len(readouts), frame_stride=None, field_map="" if map_file else settings.field_map
     )
+    volume = assemble(readouts, times, header, whole, whitening, report)
     encoding = header.encoding(readouts[0].head.encoding_space_ref)
     if volume.problem.dim != 3 or encoding.is_cartesian:
         found = "a Cartesian scan" if encoding.is_cartesian else "a scan of one slice (matrixSize.z 1)"
@@ -77,7 +80,13 @@ def assemble_stack(
     binning = by_count(spokes.n_spokes, settings.readouts_per_frame, settings.frame_stride)
     if binning.note:
         report(binning.note.replace("readout", "spoke") if "readouts_per_frame" not in binning.note else binning.note)
-    slices = decouple(volume.problem, spokes, [torch.from_numpy(frame.copy()) for frame in binning.frames])
+    frames = [torch.from_numpy(frame.copy()) for frame in binning.frames]
+    problem = volume.problem
+    if map_file:
+        of_readouts = tuple(spokes.readouts[frame].reshape(-1).sort().values for frame in frames)
+        frame_times = torch.stack([problem.readout_times[rows].mean() for rows in of_readouts])
+        problem = with_field_map(problem.replace(frames=of_readouts, frame_times=frame_times), map_file, readouts)
+    slices = decouple(problem, spokes, frames)
     middle = int(spokes.partitions.abs().argmin())
     return Stack(
         problem=slices[len(slices) // 2],

@@ -89,6 +89,26 @@ def test_over_the_socket_as_in_process(stored, tmp_path, capsys):
     np.testing.assert_array_equal(np.stack([i.data for i in sent[1]]), np.stack([i.data for i in here if i.image_series_index == 1]))
 
 
+def test_a_field_map_may_change_from_frame_to_frame(stored, tmp_path):
+    one = np.full((3, 24, 28), 60.0, dtype=np.float32) * np.arange(1, 4)[:, None, None]
+    own = np.repeat(one[None], 40, axis=0)
+    own[20:] = 0
+    for name, maps in (("one", one), ("own", own), ("few", own[:39])):
+        np.save(tmp_path / f"{name}.npy", maps)
+
+    def seen(name):
+        given = {"solver": "gridding", "image_type": "complex", "field_map": name and str(tmp_path / f"{name}.npy")}
+        return np.stack([i.data[0] for i in _run(stored, given) if i.image_series_index == 1])
+
+    without, still, changing = seen(""), seen("one"), seen("own")
+    scale = np.abs(without).max()
+    assert np.abs(still - without).max() > 0.01 * scale
+    np.testing.assert_allclose(changing[:20], still[:20], atol=1e-3 * scale)
+    np.testing.assert_allclose(changing[20:], without[20:], atol=1e-3 * scale)
+    with pytest.raises(SettingError, match="39 maps for 40 frames"):
+        seen("few")
+
+
 def test_what_does_not_separate_is_told(scans):
     settings = ChainSettings(solver="gridding", volume="slices")
     with pytest.raises(SettingError, match="one slice"):
