@@ -275,12 +275,12 @@ def test_errors_travel_between_processes(kind):
 
 def test_killing_a_worker_process_loses_nothing(scans, heard, processes):
     lines, report = heard
-    scan = slices(scans, 16)
+    scan = slices(scans, 8)
     killed: list[int] = []
 
     def hear(line: str) -> None:
         report(line)
-        if "(3 problems done" in line:
+        if "(2 problems done" in line:
             with distributed.Client(processes.scheduler_address, set_as_default=False) as client:
                 killed.append(next(iter(client.run(os.getpid).values())))
             os.kill(killed[0], signal.SIGKILL)
@@ -288,7 +288,7 @@ def test_killing_a_worker_process_loses_nothing(scans, heard, processes):
     images = list(stages.run(on(processes.scheduler_address), *scan, hear))
     assert killed
     same(images, with_one_thread(LOCAL, *scan))
-    assert any("(16 problems done" in line for line in lines)
+    assert any("(8 problems done" in line for line in lines)
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ TINY: dict[str, dict[str, str]] = {
     "gridding": {},
     "hash_inr": {**GRID, "batch_frames": "4"},
     "inmr": {**GRID, "batch_frames": "4", "mapped": "8", "latent": "3"},
-    "kp_inr": {**KSPACE, "steps": "20", "width": "16", "channels": "2", "batch_frames": "4", "refreshes": "2"},
+    "kp_inr": {**KSPACE, "steps": "20", "width": "16", "channels": "2", "batch_frames": "4", "refreshes": "2", "first_guess": "zero"},
     "kt_grappa": {"frames": "3"},
     "low_rank_sparse": {"steps": "15"},
     "nik": {"steps": "100", "features": "64", "width": "32", "depth": "2", "omega": "3", "learning_rate": "0.01"},
