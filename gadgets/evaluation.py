@@ -11,12 +11,11 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
+from gadgets.part import PARTS
 from gadgets.scanfile import Truth, read_images, read_truth
 from recon_core.errors import DataError
 from recon_core.metrics import align, score
 
-PARTS = ("slice", "contrast", "set")
-"""Counters that are no time: a series holds the images of all their values."""
 _BEFORE = 0.05
 """Share of a scan, from its start, before the contrast agent arrives."""
 
@@ -54,7 +53,7 @@ def image_series(
         path: images.
         group: group of the run; None takes the only one.
         provisional: the images that came while the scan ran.
-        part: which slice, contrast or set (:data:`PARTS`) of a scan of several.
+        part: which slice, contrast or set (:data:`gadgets.part.PARTS`) of a scan of several.
 
     Returns:
         ``[frame, (z,) y, x]``, complex64 or float32.

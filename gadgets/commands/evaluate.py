@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gadgets.commands.part import add_part_arguments, part_of
+from gadgets.part import add_part_arguments, part_of
 
 if TYPE_CHECKING:
     from gadgets.evaluation import Curve
