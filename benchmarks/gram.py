@@ -1,6 +1,7 @@
 """The K×K Gram operator against frame-wise NUFFTs and the exact Fourier sum: ``python benchmarks/gram.py [--json FILE]``.
 
-Two golden-angle spokes a frame; plans, spectra and kernel are made beforehand for both and timed apart. Seconds are medians.
+Two golden-angle spokes a frame; plans, spectra and kernel are made beforehand for both and timed apart. Both are timed in turn, round by
+round; figures are medians, ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from gadgets.openmp import sleep_while_waiting
@@ -74,15 +76,17 @@ def frame_wise(encoding: FrameEncoding, temporal: Tensor, bases: Tensor) -> Tens
     return out
 
 
-def seconds(work: Callable[[], object], times: int) -> float:
-    """Median duration after one run to warm up."""
-    work()
-    taken = []
-    for _ in range(times):
-        began = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+def side_by_side(works: Sequence[Callable[[], object]], times: int) -> list[list[float]]:
+    """Seconds of each work in each of so many rounds, after one to warm up: in turn, since machines change their pace."""
+    rounds = []
+    for _ in range(times + 1):
+        taken = []
+        for work in works:
+            began = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - began)
+        rounds.append(taken)
+    return rounds[1:]
 
 
 def difference(rank: int, coils: int) -> float:
@@ -101,6 +105,7 @@ def main() -> None:
     parser.add_argument("--coils", type=int, default=8)
     parser.add_argument("--rank", type=int, default=24)
     parser.add_argument("--frames", type=int, nargs="+", default=[160, 640])
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     shape = (args.matrix, args.matrix)
@@ -113,11 +118,14 @@ def main() -> None:
         operator = gram(given, temporal)
         setup = time.perf_counter() - began
         encoding = FrameEncoding(given)
-        one = seconds(lambda operator=operator, bases=bases: operator(bases), 7)
-        each = seconds(lambda e=encoding, t=temporal, b=bases: frame_wise(e, t, b), 3)
-        rows.append({"frames": frames, "gram": one, "frame_wise": each, "share": one / each, "setup": setup})
+        works = [partial(operator, bases), partial(frame_wise, encoding, temporal, bases)]
+        rounds = side_by_side(works, args.rounds)
+        one, each = (statistics.median(column) for column in zip(*rounds, strict=True))
+        ratios = sorted(theirs / ours for ours, theirs in rounds)
+        rows.append({"frames": frames, "gram": one, "frame_wise": each, "ratios": ratios, "setup": setup})
         print(
-            f"{frames:5d} frames: Gram {one:.3f} s, frame-wise NUFFTs {each:.3f} s (1/{each / one:.1f}), set up in {setup:.1f} s",
+            f"{frames:5d} frames: Gram {one:.3f} s, frame-wise NUFFTs {each:.3f} s: {statistics.median(ratios):.1f} times as long"
+            f" ({ratios[0]:.1f} to {ratios[-1]:.1f}), set up in {setup:.1f} s",
             flush=True,
         )
     error = difference(args.rank, args.coils)

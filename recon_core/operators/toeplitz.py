@@ -6,6 +6,7 @@ depend on the number of frames (Tamir et al., Magn Reson Med 2017;77:180).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from recon_core.operators.fourier import transform
 from recon_core.operators.nufft import DEFAULT_TOLERANCE, Nufft
 from recon_core.threads import share_out
 
@@ -124,8 +126,8 @@ class SubspaceNormal:
     """The quadratic data term of a series ``d_t = Σ_k V_kt U_k`` as an operator on the bases U.
 
     G(V) is a K×K block of Toeplitz kernels ``Σ_t V_kt V_lt T_t``: an application costs 2·K·C transforms of the doubled grid whatever the
-    number of frames. Those are taken without a padded grid: along an axis of N pixels the even places of the doubled grid are the N-point
-    transform of the image, the odd ones that of the image times the ramp ``exp(−iπn/N)``.
+    number of frames. The grid is doubled along the first axis only line by line, and there transformed, mixed and transformed back while
+    the lines of all bases and coils are in a core's cache.
 
     Args:
         spectra: float32 ``[frame, (2z,) 2y, 2x]``, the frames' point-spread spectra.
@@ -140,6 +142,7 @@ class SubspaceNormal:
         """Take a kernel of :func:`subspace_kernel` and the maps."""
         self.kernel, self.sensitivities, self.rank = kernel, sensitivities, rank
         self.dim = sensitivities.ndim - 1
+        self._kept: list[Tensor] = []
 
     @property
     def sensitivities(self) -> Tensor:
@@ -149,7 +152,7 @@ class SubspaceNormal:
     @sensitivities.setter
     def sensitivities(self, sensitivities: Tensor) -> None:
         self._sensitivities = sensitivities
-        self.maps = list(_modulated(sensitivities))
+        self._back = (sensitivities / math.prod(2 * n for n in sensitivities.shape[1:])).conj_physical()
 
     def __repr__(self) -> str:
         return f"SubspaceNormal(K={self.rank}, {self.sensitivities.shape[0]} coils, shape={tuple(self.sensitivities.shape[1:])})"
@@ -157,68 +160,82 @@ class SubspaceNormal:
     def __call__(self, bases: Tensor) -> Tensor:
         """Apply to bases ``[K, (z,) y, x]``."""
         total = torch.zeros_like(bases)
-        first, others = bases.shape[1], bases[0, 0].numel()
-        ramp = _ramp(first, bases)
+        first, *others = bases.shape[1:]
+        doubled = [2 * n for n in others]
         at_once = max(1, _MIXED_VALUES // bases.numel())
         for start in range(0, self.sensitivities.shape[0], at_once):
             coils = slice(start, start + at_once)
-            # Lines along the first axis, which is the innermost here.
-            lines = bases.new_empty((self.rank, others, self.sensitivities[coils].shape[0], first))
-            for number, (there, back) in enumerate(self.maps):
-                self._transform(there[coils], bases, lines)
-                _convolve_lines(self.kernel[number :: len(self.maps)], ramp, lines)
-                self._combine(back[coils], lines, total)
+            with self._lines((math.prod(doubled), self.rank, self.sensitivities[coils].shape[0], first)) as lines:
+                spectra = lines.unflatten(0, doubled).movedim((-3, -2, -1), (0, 1, 2))
+                self._transform(self.sensitivities[coils], bases, spectra)
+                _convolve_lines(self.kernel, lines)
+                self._combine(self._back[coils], spectra, total)
         return total
 
-    def _transform(self, coils: Tensor, bases: Tensor, lines: Tensor) -> None:
-        """``lines[k]`` = transform of all ``coil · U_k`` along all axes but the first."""
+    @contextlib.contextmanager
+    def _lines(self, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """Room for lines [line, K, coil, n], kept from one application to the next: to get fresh pages takes a tenth of one."""
+        try:
+            room = self._kept.pop()
+        except IndexError:
+            with torch.inference_mode(False):
+                room = self.sensitivities.new_empty(math.prod(shape))
+        yield room[: math.prod(shape)].view(shape)
+        self._kept.append(room)
+
+    def _transform(self, coils: Tensor, bases: Tensor, spectra: Tensor) -> None:
+        """``spectra[k]`` = transform of all ``coil · U_k``, zero-padded, along all axes but the first."""
 
         def work(part: slice) -> None:
-            images = bases.new_empty((_bases_at_once(part, bases), *coils.shape))
-            for some in _pieces(part, images.shape[0]):
-                torch.mul(coils, bases[some, None], out=images)
-                spectra = torch.fft.fftn(images, dim=tuple(range(3, 2 + self.dim)))
-                _turn(spectra.flatten(3).flatten(1, 2), lines[some].flatten(2))
+            room = _ImageRoom(part, spectra)
+            room.padded.zero_()
+            for some, own in room.pieces:
+                torch.mul(coils[own], bases[some, None], out=room.images)
+                transform(room.padded, room.turned, range(3, 2 + self.dim))
+                spectra[some, own] = room.turned
 
         share_out(work, self.rank, bases.device)
 
-    def _combine(self, coils: Tensor, lines: Tensor, total: Tensor) -> None:
+    def _combine(self, coils: Tensor, spectra: Tensor, total: Tensor) -> None:
         """Add to ``total[k]`` the sum over coils of the inverse transforms, not scaled, times ``coils``."""
 
         def work(part: slice) -> None:
-            spectra = total.new_empty((_bases_at_once(part, total), *coils.shape))
-            for some in _pieces(part, spectra.shape[0]):
-                _turn(lines[some].flatten(2), spectra.flatten(3).flatten(1, 2))
-                images = torch.fft.ifftn(spectra, dim=tuple(range(3, 2 + self.dim)), norm="forward")
-                total[some] += images.mul_(coils).sum(1)
+            room = _ImageRoom(part, spectra)
+            for some, own in room.pieces:
+                room.turned.copy_(spectra[some, own])
+                transform(room.turned, room.padded, range(3, 2 + self.dim), inverse=True)
+                for number, sensitivity in enumerate(coils[own]):
+                    total[some].addcmul_(room.images[:, number], sensitivity)
 
         share_out(work, self.rank, total.device)
 
 
+class _ImageRoom:
+    """Room between bases and their spectra [K, coil, n, …], so small on a CPU that it stays in a core's cache.
+
+    Attributes:
+        pieces: bases and coils that it holds at a time.
+        padded: [base, coil, n, …], zero-padded along all axes but the first.
+        images: the unpadded part of it.
+        turned: as ``padded``, in the order of the spectra: they are written to memory, and read, by whole rows.
+    """
+
+    def __init__(self, part: slice, spectra: Tensor) -> None:
+        alone = spectra.device.type == "cpu"
+        bases, coils = (1, 1) if alone else (part.stop - part.start, spectra.shape[1])
+        first, *others = spectra.shape[2:]
+        self.padded = spectra.new_empty((bases, coils, first, *others))
+        self.images = self.padded[(slice(None),) * 3 + tuple(slice(n // 2) for n in others)]
+        self.turned = spectra.new_empty((*others, bases, coils, first)).movedim((-3, -2, -1), (0, 1, 2))
+        self.pieces = list(itertools.product(_pieces(part, bases), _pieces(slice(0, spectra.shape[1]), coils)))
+
+
 _MIXED_VALUES = 1 << 24
-"""Spectra of all bases for so many coils at a time that they stay within this number of complex values."""
+"""Images of all bases for so many coils at a time that they stay within this number of complex values."""
 _IN_CACHE = 100_000
-"""Complex values that, with what they are turned into, stay in a core's cache."""
-
-
-def _modulated(sensitivities: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """For even and odd places of all axes but the first: maps times ramps, and their conjugates over the doubled grid's size."""
-    others = sensitivities.shape[2:]
-    scale = 1 / math.prod(2 * n for n in sensitivities.shape[1:])
-    for odd in itertools.product((False, True), repeat=len(others)):
-        maps = sensitivities
-        for axis, n in enumerate(others):
-            if odd[axis]:
-                maps = maps * _ramp(n, maps).reshape(-1, *[1] * (len(others) - 1 - axis))
-        yield maps, (maps * scale).conj_physical()
-
-
-def _ramp(n: int, like: Tensor) -> Tensor:
-    return torch.exp(-1j * math.pi / n * torch.arange(n, device=like.device)).to(like.dtype)
-
-
-def _bases_at_once(part: slice, bases: Tensor) -> int:
-    return 1 if bases.device.type == "cpu" else part.stop - part.start
+"""Complex values of doubled lines that, with what they are turned into, stay in a core's cache."""
+_BLOCKS = 16
+"""Lines come in at least so many blocks, to be shared out to as many threads."""
 
 
 def _pieces(part: slice, at_once: int) -> Iterator[slice]:
@@ -226,64 +243,44 @@ def _pieces(part: slice, at_once: int) -> Iterator[slice]:
         yield slice(first, min(first + at_once, part.stop))
 
 
-def _turn(source: Tensor, target: Tensor) -> None:
-    """Copy complex64 ``source`` [number, row, column] to ``target`` [number, column, row]."""
-    if source.device.type != "cpu":
-        target.copy_(source.mT)
-        return
-    # As float64, one matrix at a time, the copy is done in tiles.
-    for columns, rows in zip(target.view(torch.float64), source.view(torch.float64).mT, strict=True):
-        columns.copy_(rows)
-
-
-def _convolve_lines(kernel: Tensor, ramp: Tensor, lines: Tensor) -> None:
-    """Transform ``lines`` [K, line, coil, n] along the last axis, mix with ``kernel`` [parity, point, K, K], transform back, in place."""
-    rank, count, coils, n = lines.shape
-    at_once = max(1, _IN_CACHE // (rank * coils * n)) if lines.device.type == "cpu" else count
+def _convolve_lines(kernel: Tensor, lines: Tensor) -> None:
+    """Convolve ``lines`` [line, K, coil, n] along the last axis and across bases with ``kernel`` [line, 2n, K, K], in place, not scaled."""
+    count, rank, coils, n = lines.shape
+    at_once = max(1, min(_IN_CACHE // (rank * coils * 2 * n), count // _BLOCKS)) if lines.device.type == "cpu" else count
+    # A line's rounding depends on those transformed with it: blocks do not depend on threads.
+    blocks = list(_pieces(slice(0, count), at_once))
 
     def work(part: slice) -> None:
-        for block in _pieces(part, at_once):
-            _mix_lines(kernel[:, block.start * n : block.stop * n], ramp, lines[:, block].transpose(1, 2))
+        padded = lines.new_zeros((at_once, rank, coils, 2 * n))
+        turned, mixed = (lines.new_empty((at_once, 2 * n, rank, coils)) for _ in range(2))
+        back = turned.view(padded.shape)
+        for block in blocks[part]:
+            some = slice(block.stop - block.start)
+            padded[some, ..., :n] = lines[block]
+            transform(padded[some], turned[some].permute(0, 2, 3, 1), (3,))
+            torch.bmm(kernel[block].flatten(0, 1), _as_real(turned[some]), out=_as_real(mixed[some]))
+            transform(mixed[some].permute(0, 2, 3, 1), back[some], (3,), inverse=True)
+            lines[block] = back[some, ..., :n]
 
-    share_out(work, count, lines.device)
+    share_out(work, len(blocks), lines.device)
 
 
-def _mix_lines(kernel: Tensor, ramp: Tensor, lines: Tensor) -> None:
-    """Even and odd places of ``lines`` [K, coil, line, n] through their kernels [parity, point, K, K]; the sum replaces them."""
-    rank, coils, count, n = lines.shape
-    turned = lines.new_empty((count * n, rank, coils))
-    mixed = torch.empty_like(turned)
-    ordered = lines.new_empty(lines.shape)
-    real, out = (torch.view_as_real(t).flatten(2) for t in (turned, mixed))
-    even = ordered
-    for parity in (0, 1):
-        if parity:
-            torch.mul(lines, ramp, out=ordered)
-        else:
-            ordered.copy_(lines)
-        _turn(torch.fft.fft(ordered).view(1, rank * coils, -1), turned.flatten(1)[None])
-        torch.bmm(kernel[parity], real, out=out)
-        _turn(mixed.flatten(1)[None], ordered.view(1, rank * coils, -1))
-        back = torch.fft.ifft(ordered, norm="forward")
-        if parity:
-            torch.addcmul(even, back, ramp.conj_physical(), out=lines)
-        else:
-            even = back
+def _as_real(mixed: Tensor) -> Tensor:
+    """Complex64 [line, point, K, coil] as float32 [line · point, K, 2 · coil]."""
+    return torch.view_as_real(mixed.flatten(0, 1)).flatten(2)
 
 
 def subspace_kernel(spectra: Tensor, temporal: Tensor) -> Tensor:
-    """``Σ_t V_kt V_lt spectra_t``, even and odd places of the doubled grid apart.
+    """``Σ_t V_kt V_lt spectra_t``.
 
     Args:
         spectra: float32 ``[frame, (2z,) 2y, 2x]``.
         temporal: float32 ``[K, frame]``.
 
     Returns:
-        float32 ``[parity, point, K, K]``: parities in the order (even, even), (even, odd), … of (z,) y, x; points of the undoubled grid,
-        its first axis innermost.
+        float32 ``[line, point, K, K]``: points along the first axis, lines of all others ((2y ·) 2x).
     """
-    rank, dim = temporal.shape[0], spectra.ndim - 1
+    rank = temporal.shape[0]
     products = (temporal[:, None] * temporal[None]).flatten(0, 1)
-    apart = spectra.reshape(-1, *itertools.chain.from_iterable((n // 2, 2) for n in spectra.shape[1:]))
-    apart = apart.permute(*range(2, 2 * dim + 1, 2), *range(3, 2 * dim, 2), 1, 0).reshape(-1, spectra.shape[0])
-    return (apart @ products.T).reshape(2**dim, -1, rank, rank)
+    lines = spectra.flatten(2).permute(2, 1, 0)
+    return (lines @ products.T).unflatten(2, (rank, rank))

@@ -1,0 +1,28 @@
+"""Fourier transforms that read and write any strides: turned axes cost no copy of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ducc0.fft
+import torch
+from torch import Tensor
+
+
+def transform(source: Tensor, target: Tensor, axes: Sequence[int], inverse: bool = False) -> None:
+    """Write the FFT of ``source`` along ``axes`` to ``target``, neither direction scaled; on a CPU on the calling thread alone.
+
+    torch's own writes the last axis innermost and leaves the order of ``target`` to a copy, which takes longer than the transform.
+
+    Args:
+        source: complex64 of any strides.
+        target: of the same shape, any strides; may be ``source``.
+        axes: axes to transform, 0 first.
+        inverse: the exponent's sign is positive.
+    """
+    if source.device.type == "cpu":
+        ducc0.fft.c2c(source.detach().numpy(), axes=tuple(axes), forward=not inverse, out=target.numpy(), nthreads=1)
+    elif inverse:
+        target.copy_(torch.fft.ifftn(source, dim=tuple(axes), norm="forward"))
+    else:
+        target.copy_(torch.fft.fftn(source, dim=tuple(axes)))
