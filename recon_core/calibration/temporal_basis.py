@@ -14,7 +14,6 @@ from recon_core.operators.frames import FrameEncoding
 from recon_core.operators.proximal import Fista, TemporalTv, largest_eigenvalue
 from recon_core.problem import KSpaceProblem
 
-_FRAMES_AT_ONCE = 16
 _DUAL_STEPS = 6
 DENSITY_POWER = 0.5
 
@@ -50,19 +49,15 @@ def low_resolution_series(problem: KSpaceProblem, width: int, strength: float, s
     normal = encoding.normal()
     target = encoding.backprojection(density=True)
 
-    def apply(series: Tensor) -> Tensor:
-        parts = [slice(i, i + _FRAMES_AT_ONCE) for i in range(0, series.shape[0], _FRAMES_AT_ONCE)]
-        return torch.cat([normal(series[part], part) for part in parts])
-
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(target.shape, dtype=torch.complex64, generator=generator).to(target.device)
-    step = 1 / (1.1 * largest_eigenvalue(apply, noise))
+    step = 1 / (1.1 * largest_eigenvalue(normal, noise))
     threshold = strength * float(target.abs().max()) * step
     prox = TemporalTv(target.shape, _DUAL_STEPS, target.device)
     # The time average is the limit of strong regularisation, and everything dynamic grows from it.
     fista = Fista((step * target.mean(0)).expand_as(target).contiguous())
     for _ in range(steps):
-        fista.accept(prox(fista.ahead - step * (apply(fista.ahead) - target), threshold))
+        fista.accept(prox(fista.ahead - step * (normal(fista.ahead) - target), threshold))
     return fista.x
 
 

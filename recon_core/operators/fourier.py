@@ -22,7 +22,13 @@ def transform(source: Tensor, target: Tensor, axes: Sequence[int], inverse: bool
     """
     if source.device.type == "cpu":
         ducc0.fft.c2c(source.detach().numpy(), axes=tuple(axes), forward=not inverse, out=target.numpy(), nthreads=1)
-    elif inverse:
+    else:
+        transform_by_torch(source, target, axes, inverse)
+
+
+def transform_by_torch(source: Tensor, target: Tensor, axes: Sequence[int], inverse: bool = False) -> None:
+    """The same where torch's transforms are the fast ones: on a GPU."""
+    if inverse:
         target.copy_(torch.fft.ifftn(source, dim=tuple(axes), norm="forward"))
     else:
         target.copy_(torch.fft.fftn(source, dim=tuple(axes)))

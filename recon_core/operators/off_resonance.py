@@ -157,11 +157,14 @@ class SegmentedNormal:
 
     def __call__(self, images: Tensor, frames: slice = slice(None)) -> Tensor:
         """Apply to images ``[frame, (z,) y, x]`` of the frames in ``frames``."""
-        in_space = self.segments.in_space
+        in_space, spectra = self.segments.in_space, self.spectra[frames]
         own = in_space[frames] if in_space.shape[0] > 1 else in_space
         total = torch.zeros_like(images)
-        for coil in self.sensitivities:
-            total += coil.conj() * _convolve(self.spectra[frames], own, coil * images, self.dim)
+        for first in range(0, images.shape[0], _FRAMES_AT_ONCE):
+            part = slice(first, first + _FRAMES_AT_ONCE)
+            segments = own[part] if own.shape[0] > 1 else own
+            for coil in self.sensitivities:
+                total[part] += coil.conj() * _convolve(spectra[part], segments, coil * images[part], self.dim)
         return total
 
     def pooled(self) -> SegmentedNormal:

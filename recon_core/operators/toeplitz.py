@@ -101,6 +101,35 @@ def ifft_crop(spectra: Tensor, dim: int) -> Tensor:
     return images
 
 
+_MIXED_VALUES = 1 << 24
+"""Images of all bases for so many coils at a time that they stay within this number of complex values."""
+_IN_CACHE = 100_000
+"""Complex values of the doubled grid that, with what they are turned into, stay in a core's cache."""
+_BLOCKS = 16
+"""What goes through a core's cache comes in at least so many blocks, to be shared out to as many threads."""
+_AT_ONCE = 1 << 25
+"""Complex values of the doubled grid at once on a GPU."""
+
+
+def _through_cache(tensor: Tensor) -> bool:
+    """Whether work goes piece by piece through a core's cache, as on a CPU, or as much at once as memory allows, as on a GPU."""
+    return tensor.device.type == "cpu"
+
+
+def _blocks(count: int, values: int, like: Tensor) -> tuple[int, list[slice]]:
+    """How many of ``count`` things of so many complex values each go at once, and all of them as slices.
+
+    Rounding depends on what is transformed together, hence not on the number of threads.
+    """
+    at_once = max(1, min(_IN_CACHE // values, count // _BLOCKS) if _through_cache(like) else min(_AT_ONCE // values, count))
+    return at_once, list(_pieces(slice(0, count), at_once))
+
+
+def _pieces(part: slice, at_once: int) -> Iterator[slice]:
+    for first in range(part.start, part.stop, at_once):
+        yield slice(first, min(first + at_once, part.stop))
+
+
 class ToeplitzNormal:
     """Frame-wise EᴴE with coils: ``Σ_c S̄_c T_t (S_c d_t)``.
 
@@ -113,12 +142,30 @@ class ToeplitzNormal:
         self.spectra = spectra
         self.sensitivities = sensitivities
         self.dim = sensitivities.ndim - 1
+        self._back = (sensitivities / math.prod(2 * n for n in sensitivities.shape[1:])).conj_physical()
 
     def __call__(self, images: Tensor, frames: slice | Tensor = slice(None)) -> Tensor:
         """Apply to images ``[frame, (z,) y, x]`` of the frames in ``frames`` (slice or indices)."""
         total = torch.zeros_like(images)
-        for coil in self.sensitivities:
-            total += coil.conj() * ifft_crop(pad_fft(coil * images, self.dim) * self.spectra[frames], self.dim)
+        spectra = self.spectra[frames]
+        count, *grid = spectra.shape
+        at_once, blocks = _blocks(count, math.prod(grid), images)
+        axes = range(1, 1 + self.dim)
+
+        def work(part: slice) -> None:
+            padded = images.new_zeros((at_once, *grid))
+            convolved = torch.empty_like(padded)
+            inside = (slice(None), *(slice(n // 2) for n in grid))
+            for block in blocks[part]:
+                some = slice(block.stop - block.start)
+                for coil, back in zip(self.sensitivities, self._back, strict=True):
+                    torch.mul(images[block], coil, out=padded[some][inside])
+                    transform(padded[some], convolved[some], axes)
+                    convolved[some].mul_(spectra[block])
+                    transform(convolved[some], convolved[some], axes, inverse=True)
+                    total[block].addcmul_(convolved[some][inside], back)
+
+        share_out(work, len(blocks), images.device)
         return total
 
 
@@ -191,8 +238,11 @@ class SubspaceNormal:
             room.padded.zero_()
             for some, own in room.pieces:
                 torch.mul(coils[own], bases[some, None], out=room.images)
-                transform(room.padded, room.turned, range(3, 2 + self.dim))
-                spectra[some, own] = room.turned
+                there = spectra[some, own]
+                near = there if room.turned is None else room.turned
+                transform(room.padded, near, range(3, 2 + self.dim))
+                if near is not there:
+                    there.copy_(near)
 
         share_out(work, self.rank, bases.device)
 
@@ -202,8 +252,9 @@ class SubspaceNormal:
         def work(part: slice) -> None:
             room = _ImageRoom(part, spectra)
             for some, own in room.pieces:
-                room.turned.copy_(spectra[some, own])
-                transform(room.turned, room.padded, range(3, 2 + self.dim), inverse=True)
+                there = spectra[some, own]
+                near = there if room.turned is None else room.turned.copy_(there)
+                transform(near, room.padded, range(3, 2 + self.dim), inverse=True)
                 for number, sensitivity in enumerate(coils[own]):
                     total[some].addcmul_(room.images[:, number], sensitivity)
 
@@ -211,44 +262,29 @@ class SubspaceNormal:
 
 
 class _ImageRoom:
-    """Room between bases and their spectra [K, coil, n, …], so small on a CPU that it stays in a core's cache.
+    """Room between bases and their spectra [K, coil, n, …]: for one image where it goes through a core's cache, else for all.
 
     Attributes:
         pieces: bases and coils that it holds at a time.
         padded: [base, coil, n, …], zero-padded along all axes but the first.
         images: the unpadded part of it.
-        turned: as ``padded``, in the order of the spectra: they are written to memory, and read, by whole rows.
+        turned: in a core's cache, as ``padded`` but in the order of the spectra, which are written to memory, and read, by whole rows.
     """
 
     def __init__(self, part: slice, spectra: Tensor) -> None:
-        alone = spectra.device.type == "cpu"
-        bases, coils = (1, 1) if alone else (part.stop - part.start, spectra.shape[1])
+        through_cache = _through_cache(spectra)
+        bases, coils = (1, 1) if through_cache else (part.stop - part.start, spectra.shape[1])
         first, *others = spectra.shape[2:]
         self.padded = spectra.new_empty((bases, coils, first, *others))
         self.images = self.padded[(slice(None),) * 3 + tuple(slice(n // 2) for n in others)]
-        self.turned = spectra.new_empty((*others, bases, coils, first)).movedim((-3, -2, -1), (0, 1, 2))
+        self.turned = spectra.new_empty((*others, bases, coils, first)).movedim((-3, -2, -1), (0, 1, 2)) if through_cache else None
         self.pieces = list(itertools.product(_pieces(part, bases), _pieces(slice(0, spectra.shape[1]), coils)))
-
-
-_MIXED_VALUES = 1 << 24
-"""Images of all bases for so many coils at a time that they stay within this number of complex values."""
-_IN_CACHE = 100_000
-"""Complex values of doubled lines that, with what they are turned into, stay in a core's cache."""
-_BLOCKS = 16
-"""Lines come in at least so many blocks, to be shared out to as many threads."""
-
-
-def _pieces(part: slice, at_once: int) -> Iterator[slice]:
-    for first in range(part.start, part.stop, at_once):
-        yield slice(first, min(first + at_once, part.stop))
 
 
 def _convolve_lines(kernel: Tensor, lines: Tensor) -> None:
     """Convolve ``lines`` [line, K, coil, n] along the last axis and across bases with ``kernel`` [line, 2n, K, K], in place, not scaled."""
     count, rank, coils, n = lines.shape
-    at_once = max(1, min(_IN_CACHE // (rank * coils * 2 * n), count // _BLOCKS)) if lines.device.type == "cpu" else count
-    # A line's rounding depends on those transformed with it: blocks do not depend on threads.
-    blocks = list(_pieces(slice(0, count), at_once))
+    at_once, blocks = _blocks(count, rank * coils * 2 * n, lines)
 
     def work(part: slice) -> None:
         padded = lines.new_zeros((at_once, rank, coils, 2 * n))

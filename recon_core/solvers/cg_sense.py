@@ -13,8 +13,6 @@ from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames
 
-_FRAMES_AT_ONCE = 8
-
 
 @dataclasses.dataclass(frozen=True)
 class CgSenseSettings:
@@ -69,8 +67,7 @@ class CgSense(Solver[CgSenseSettings]):
         self.energy = self._energy(self.r)
 
     def _apply(self, images: Tensor) -> Tensor:
-        parts = [slice(i, i + _FRAMES_AT_ONCE) for i in range(0, images.shape[0], _FRAMES_AT_ONCE)]
-        return torch.cat([self.normal(images[part], part) for part in parts]) + self.damping * images
+        return self.normal(images) + self.damping * images
 
     @staticmethod
     def _energy(images: Tensor) -> Tensor:

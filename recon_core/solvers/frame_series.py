@@ -14,7 +14,6 @@ from recon_core.operators.proximal import largest_eigenvalue
 from recon_core.operators.toeplitz import ToeplitzNormal
 from recon_core.problem import KSpaceProblem
 
-_FRAMES_AT_ONCE = 8
 _AVERAGE_STEPS = 12
 
 
@@ -58,19 +57,11 @@ class SeriesDataTerm:
         noise = torch.randn(target.shape, dtype=torch.complex64, generator=generator).to(target.device)
         term = cls(normal, target, 0.5 * energy, 1.0, encoding.occupied)
         # The power iteration ends a few per cent low.
-        return dataclasses.replace(term, lipschitz=1.1 * largest_eigenvalue(term.apply, noise))
-
-    def apply(self, series: Tensor) -> Tensor:
-        """EᴴWE of a series, a few frames at a time."""
-        out = torch.empty_like(series)
-        for first in range(0, series.shape[0], _FRAMES_AT_ONCE):
-            part = slice(first, first + _FRAMES_AT_ONCE)
-            out[part] = self.normal(series[part], part)
-        return out
+        return dataclasses.replace(term, lipschitz=1.1 * largest_eigenvalue(term.normal, noise))
 
     def gradient(self, series: Tensor) -> tuple[Tensor, float]:
         """Gradient ``EᴴW(E x − y)`` at a series, and the data term's value there."""
-        curved = self.apply(series)
+        curved = self.normal(series)
         inner = (series.conj() * (0.5 * curved - self.target)).real.sum(dtype=torch.float64)
         return curved - self.target, self.energy + float(inner)
 

@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 
-from recon_core.operators.fourier import transform
+from recon_core.operators.fourier import transform, transform_by_torch
 
 
+@pytest.mark.parametrize("transform", [transform, transform_by_torch])
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
-def test_turned_axes_are_the_exact_sum(inverse: bool, order: tuple[int, int, int]) -> None:
+def test_turned_axes_are_the_exact_sum(transform, inverse: bool, order: tuple[int, int, int]) -> None:
     source = torch.randn(6, 5, 7, dtype=torch.complex64).permute(order)
     target = torch.empty(tuple(reversed(source.shape)), dtype=torch.complex64).permute(2, 1, 0)
     transform(source, target, (1,), inverse)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recon_core.operators import toeplitz
+from recon_core.operators.fourier import transform_by_torch
 from recon_core.operators.nufft import Nufft
 from recon_core.operators.toeplitz import (
     SubspaceNormal,
@@ -194,6 +195,18 @@ def test_images_do_not_depend_on_threads_nor_on_coils_at_a_time(shape, monkeypat
     assert all(torch.equal(results[0], result) for result in results)
     monkeypatch.setattr(toeplitz, "_MIXED_VALUES", 4 * 2 * math.prod(shape))
     torch.testing.assert_close(normal(bases), results[0].clone())
+
+
+@pytest.mark.parametrize("shape", [(9, 12), (3, 5, 4)])
+def test_all_at_once_as_on_a_gpu_gives_the_same(shape, monkeypatch) -> None:
+    spectra, maps, temporal = torch.rand(6, *(2 * n for n in shape)), maps_of(5, shape), torch.randn(4, 6)
+    normals = SubspaceNormal(spectra, maps, temporal), ToeplitzNormal(spectra, maps)
+    given = [torch.randn(count, *shape, dtype=torch.complex64) for count in (4, 6)]
+    expected = [normal(images) for normal, images in zip(normals, given, strict=True)]
+    monkeypatch.setattr(toeplitz, "_through_cache", lambda _: False)
+    monkeypatch.setattr(toeplitz, "transform", transform_by_torch)
+    for normal, images, wanted in zip(normals, given, expected, strict=True):
+        torch.testing.assert_close(normal(images), wanted)
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (3, 4, 5)])
