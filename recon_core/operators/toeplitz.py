@@ -234,15 +234,14 @@ class SubspaceNormal:
         """``spectra[k]`` = transform of all ``coil · U_k``, zero-padded, along all axes but the first."""
 
         def work(part: slice) -> None:
-            room = _ImageRoom(part, spectra)
-            room.padded.zero_()
-            for some, own in room.pieces:
-                torch.mul(coils[own], bases[some, None], out=room.images)
+            for some, own, padded, images, turned in _image_rooms(part, spectra):
+                torch.mul(coils[own], bases[some, None], out=images)
                 there = spectra[some, own]
-                near = there if room.turned is None else room.turned
-                transform(room.padded, near, range(3, 2 + self.dim))
-                if near is not there:
-                    there.copy_(near)
+                if turned is None:
+                    transform(padded, there, range(3, 2 + self.dim))
+                else:
+                    transform(padded, turned, range(3, 2 + self.dim))
+                    there.copy_(turned)
 
         share_out(work, self.rank, bases.device)
 
@@ -250,35 +249,36 @@ class SubspaceNormal:
         """Add to ``total[k]`` the sum over coils of the inverse transforms, not scaled, times ``coils``."""
 
         def work(part: slice) -> None:
-            room = _ImageRoom(part, spectra)
-            for some, own in room.pieces:
+            for some, own, padded, images, turned in _image_rooms(part, spectra):
                 there = spectra[some, own]
-                near = there if room.turned is None else room.turned.copy_(there)
-                transform(near, room.padded, range(3, 2 + self.dim), inverse=True)
+                near = there if turned is None else turned.copy_(there)
+                transform(near, padded, range(3, 2 + self.dim), inverse=True)
                 for number, sensitivity in enumerate(coils[own]):
-                    total[some].addcmul_(room.images[:, number], sensitivity)
+                    total[some].addcmul_(images[:, number], sensitivity)
 
         share_out(work, self.rank, total.device)
 
 
-class _ImageRoom:
-    """Room between bases and their spectra [K, coil, n, …]: for one image where it goes through a core's cache, else for all.
+def _image_rooms(part: slice, spectra: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor | None]]:
+    """Bases of ``part`` and coils, as many as go through a core's cache or all, with room for their images on the way to ``spectra``.
 
-    Attributes:
-        pieces: bases and coils that it holds at a time.
-        padded: [base, coil, n, …], zero-padded along all axes but the first.
-        images: the unpadded part of it.
-        turned: in a core's cache, as ``padded`` but in the order of the spectra, which are written to memory, and read, by whole rows.
+    Room is zero to begin with [base, coil, n, …], padded along all axes but the first; the images in it; and, where it is to stay in
+    cache, as much in the order of ``spectra`` [K, coil, n, …], which are written to memory, and read, by whole rows.
     """
-
-    def __init__(self, part: slice, spectra: Tensor) -> None:
-        through_cache = _through_cache(spectra)
-        bases, coils = (1, 1) if through_cache else (part.stop - part.start, spectra.shape[1])
-        first, *others = spectra.shape[2:]
-        self.padded = spectra.new_empty((bases, coils, first, *others))
-        self.images = self.padded[(slice(None),) * 3 + tuple(slice(n // 2) for n in others)]
-        self.turned = spectra.new_empty((*others, bases, coils, first)).movedim((-3, -2, -1), (0, 1, 2)) if through_cache else None
-        self.pieces = list(itertools.product(_pieces(part, bases), _pieces(slice(0, spectra.shape[1]), coils)))
+    through_cache = _through_cache(spectra)
+    first, *others = spectra.shape[2:]
+    bases, coils = part.stop - part.start, spectra.shape[1]
+    if through_cache:
+        bases, coils = 1, max(1, min(coils, _IN_CACHE // (3 * first * math.prod(others))))
+    padded = spectra.new_zeros((bases, coils, first, *others))
+    images = padded[(slice(None),) * 3 + tuple(slice(n // 2) for n in others)]
+    turned = spectra.new_empty((*others, bases, coils, first)).movedim((-3, -2, -1), (0, 1, 2)) if through_cache else None
+    for some, own in itertools.product(_pieces(part, bases), _pieces(slice(0, spectra.shape[1]), coils)):
+        here = own.stop - own.start
+        if here == coils:
+            yield some, own, padded, images, turned
+        else:
+            yield some, own, padded[:, :here], images[:, :here], None if turned is None else turned[:, :here]
 
 
 def _convolve_lines(kernel: Tensor, lines: Tensor) -> None:
