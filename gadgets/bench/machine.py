@@ -30,7 +30,7 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in ("gadgetron-inr", "torch", "finufft", "numpy")},
+        "packages": {name: metadata.version(name) for name in ("gadgetron-inr", "torch", "finufft", "ducc0", "numpy")},
     }
 
 

@@ -106,7 +106,9 @@ _MIXED_VALUES = 1 << 24
 _IN_CACHE = 100_000
 """Complex values of the doubled grid that, with what they are turned into, stay in a core's cache."""
 _BLOCKS = 16
-"""What goes through a core's cache comes in at least so many blocks, to be shared out to as many threads."""
+"""What goes through a core's cache comes in at least so many blocks, to be shared out to as many threads …"""
+_WORTH_A_BLOCK = 20_000
+"""… unless they held fewer complex values than this, when calls take longer than what they do."""
 _AT_ONCE = 1 << 25
 """Complex values of the doubled grid at once on a GPU."""
 
@@ -121,7 +123,8 @@ def _blocks(count: int, values: int, like: Tensor) -> tuple[int, list[slice]]:
 
     Rounding depends on what is transformed together, hence not on the number of threads.
     """
-    at_once = max(1, min(_IN_CACHE // values, count // _BLOCKS) if _through_cache(like) else min(_AT_ONCE // values, count))
+    several = min(_IN_CACHE, max(_WORTH_A_BLOCK, count * values // _BLOCKS)) if _through_cache(like) else _AT_ONCE
+    at_once = max(1, min(several // values, count))
     return at_once, list(_pieces(slice(0, count), at_once))
 
 
@@ -225,6 +228,8 @@ class SubspaceNormal:
         try:
             room = self._kept.pop()
         except IndexError:
+            room = self.sensitivities.new_empty(0)
+        if room.numel() < math.prod(shape):
             with torch.inference_mode(False):
                 room = self.sensitivities.new_empty(math.prod(shape))
         yield room[: math.prod(shape)].view(shape)

@@ -43,7 +43,14 @@ SOLVERS = {
     "cg_sense": {"solver.steps": "6", "solver.damping": "0.1"},
     # Its λ and its step are left to the held-out readouts; inmr is given them.
     "subspace_inr": {"solver.steps": "12", "solver.rank": "6", "solver.basis_steps": "15", "solver.field_steps": "10"},
-    "inmr": {"solver.steps": "50", "solver.levels": "6", "solver.log2_table": "12", "solver.width": "32", "solver.batch_frames": "4"},
+    "inmr": {
+        "solver.steps": "50",
+        "solver.levels": "6",
+        "solver.log2_table": "12",
+        "solver.width": "32",
+        "solver.batch_frames": "4",
+        "solver.smoothness": "0.1",
+    },
 }
 
 
