@@ -151,8 +151,8 @@ class ToeplitzNormal:
         """Apply to images ``[frame, (z,) y, x]`` of the frames in ``frames`` (slice or indices)."""
         total = torch.zeros_like(images)
         spectra = self.spectra[frames]
-        count, *grid = spectra.shape
-        at_once, blocks = _blocks(count, math.prod(grid), images)
+        grid = spectra.shape[1:]
+        at_once, blocks = _blocks(images.shape[0], math.prod(grid), images)
         axes = range(1, 1 + self.dim)
 
         def work(part: slice) -> None:

@@ -123,6 +123,8 @@ def test_frames_and_slices_keep_apart() -> None:
         assert relative(result[t], expected) < 2e-4
     part = ToeplitzNormal(spectra, maps)(images[1:], slice(1, 3))
     torch.testing.assert_close(part, result[1:])
+    with pytest.raises(RuntimeError):
+        ToeplitzNormal(spectra[:2], maps)(images)
 
 
 @pytest.mark.parametrize("shape", [(9, 12), (5, 6, 4)])
