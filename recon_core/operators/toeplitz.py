@@ -133,6 +133,11 @@ def _pieces(part: slice, at_once: int) -> Iterator[slice]:
         yield slice(first, min(first + at_once, part.stop))
 
 
+def _back(sensitivities: Tensor) -> Tensor:
+    """Conjugate maps over the doubled grid's size: transforms of both directions are not scaled."""
+    return (sensitivities / math.prod(2 * n for n in sensitivities.shape[1:])).conj_physical()
+
+
 class ToeplitzNormal:
     """Frame-wise EᴴE with coils: ``Σ_c S̄_c T_t (S_c d_t)``.
 
@@ -145,7 +150,7 @@ class ToeplitzNormal:
         self.spectra = spectra
         self.sensitivities = sensitivities
         self.dim = sensitivities.ndim - 1
-        self._back = (sensitivities / math.prod(2 * n for n in sensitivities.shape[1:])).conj_physical()
+        self._back = _back(sensitivities)
 
     def __call__(self, images: Tensor, frames: slice | Tensor = slice(None)) -> Tensor:
         """Apply to images ``[frame, (z,) y, x]`` of the frames in ``frames`` (slice or indices)."""
@@ -202,7 +207,7 @@ class SubspaceNormal:
     @sensitivities.setter
     def sensitivities(self, sensitivities: Tensor) -> None:
         self._sensitivities = sensitivities
-        self._back = (sensitivities / math.prod(2 * n for n in sensitivities.shape[1:])).conj_physical()
+        self._back = _back(sensitivities)
 
     def __repr__(self) -> str:
         return f"SubspaceNormal(K={self.rank}, {self.sensitivities.shape[0]} coils, shape={tuple(self.sensitivities.shape[1:])})"
