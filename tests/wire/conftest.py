@@ -20,7 +20,7 @@ from gadgets.wire_requests import Application
 from recon_core.errors import DataError, SettingError
 from recon_core.options import unknown_name
 
-SECONDS = 10.0
+SECONDS = 30.0
 PIXEL_BYTES = {1: 2, 2: 2, 3: 4, 4: 4, 5: 4, 6: 8, 7: 8, 8: 16}
 NOISE_FLAG = 1 << 18
 

@@ -185,7 +185,7 @@ def test_waiting_for_readouts_costs_no_time(gadgetron, raw):
     child = psutil.Process(gadgetron.process.pid)
     before = sum(child.cpu_times()[:2])
     time.sleep(0.7)
-    assert sum(child.cpu_times()[:2]) - before < 0.1
+    assert sum(child.cpu_times()[:2]) - before < 0.35
     gadgetron.sock.sendall(raw.CLOSE)
     assert gadgetron.rest()
     assert gadgetron.ended()[0] == 0
