@@ -24,7 +24,8 @@ from torch import Tensor
 
 from gadgets.bench.machine import describe
 from recon_core.operators.frames import FrameEncoding
-from recon_core.operators.toeplitz import SubspaceNormal, point_spread_spectrum
+from recon_core.operators.subspace_normal import SubspaceNormal
+from recon_core.operators.toeplitz import point_spread_spectrum
 from recon_core.problem import KSpaceProblem
 from recon_core.trajectories import golden_angle_radial
 

@@ -30,12 +30,12 @@ STAGES: dict[str, tuple[str, ...]] = {
     "calibration": ("recon_core.calibration.calibrate:calibrate", "recon_core.calibration.calibrate:with_density"),
     "held-out error": ("recon_core.reconstruct:HeldOut.__init__", "recon_core.reconstruct:HeldOut.errors"),
     "basis": ("recon_core.solvers.subspace:SubspaceSolver._find_basis",),
-    "point spreads": ("recon_core.operators.toeplitz:point_spread_spectrum", "recon_core.operators.toeplitz:subspace_kernel"),
+    "point spreads": ("recon_core.operators.toeplitz:point_spread_spectrum", "recon_core.operators.subspace_normal:subspace_kernel"),
     "right-hand side": (
         "recon_core.operators.frames:subspace_backprojection",
         "recon_core.operators.frames:FrameEncoding.backprojection",
     ),
-    "Gram": ("recon_core.operators.toeplitz:SubspaceNormal.__call__", "recon_core.operators.toeplitz:ToeplitzNormal.__call__"),
+    "Gram": ("recon_core.operators.subspace_normal:SubspaceNormal.__call__", "recon_core.operators.toeplitz:ToeplitzNormal.__call__"),
     "V": ("recon_core.operators.temporal:temporal_system", "recon_core.operators.temporal:coupled_coefficients"),
     "proximal map": (
         "recon_core.operators.proximal:SpatialTv.__call__",

@@ -58,6 +58,8 @@ def descend(values: Sequence[float], cost: Callable[[float], float]) -> tuple[fl
 
 def warm_up(problem: KSpaceProblem, device: str) -> None:
     """Start thread pools, libraries and the device on a handful of readouts at a small matrix; not part of any time."""
+    # The first optimiser of a process imports torch's compiler, which takes seconds.
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
     first = torch.arange(problem.n_readouts) < _WARM_UP_READOUTS
     small = problem.keep_readouts(first).at_shape(tuple(min(n, _WARM_UP) for n in problem.shape))
     if small.mask is not None and not bool(small.mask.any()):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recon_core.online.measured import MeasuredFrame
-from recon_core.operators.toeplitz import SubspaceNormal, subspace_kernel
+from recon_core.operators.subspace_normal import SubspaceNormal, subspace_kernel
 
 _AT_ONCE = 64
 
@@ -30,7 +30,7 @@ class Entry:
 
 
 class SummedNormal(SubspaceNormal):
-    """A subspace normal operator from a kernel that was summed elsewhere (see :func:`recon_core.operators.toeplitz.subspace_kernel`)."""
+    """A subspace normal operator from a kernel summed elsewhere (:func:`recon_core.operators.subspace_normal.subspace_kernel`)."""
 
     def __init__(self, kernel: Tensor, sensitivities: Tensor, rank: int) -> None:
         self.hold(kernel, sensitivities, rank)

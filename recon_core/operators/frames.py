@@ -20,7 +20,8 @@ from recon_core.operators.off_resonance import (
     segmented_kernel,
     segments_of,
 )
-from recon_core.operators.toeplitz import SubspaceNormal, ToeplitzNormal, point_spread_spectrum
+from recon_core.operators.subspace_normal import FrameSubspaceNormal, SubspaceNormal, subspace_form
+from recon_core.operators.toeplitz import ToeplitzNormal, point_spread_spectrum
 from recon_core.problem import KSpaceProblem
 
 _BLOCK_FRAMES = 8
@@ -161,7 +162,7 @@ class FrameEncoding:
 
 def subspace_normal(
     frames: Sequence[FrameSamples], sensitivities: Tensor, temporal: Tensor, segments: Segments | None, engine: str = "auto"
-) -> SubspaceNormal | SegmentedSubspaceNormal:
+) -> SubspaceNormal | FrameSubspaceNormal | SegmentedSubspaceNormal:
     """``Σ_t V_kt V_lt E_tᴴ W_t E_t``: the normal operator of a series ``Σ_k V_kt U_k`` on the bases U.
 
     Args:
@@ -177,7 +178,7 @@ def subspace_normal(
     shape = tuple(sensitivities.shape[1:])
     if segments is None:
         spectra = torch.stack([point_spread_spectrum(f.points, f.weights, shape, engine) for f in frames])
-        return SubspaceNormal(spectra, sensitivities, temporal)
+        return subspace_form(spectra, sensitivities, temporal)
     in_space = one_map(segments)
     each = [(f.points, f.weights, segments.in_time[:, f.places]) for f in frames]
     return SegmentedSubspaceNormal(segmented_kernel(each, temporal, shape, engine), in_space, sensitivities)

@@ -36,7 +36,7 @@ class LocallyLowRank:
         """Shrink; bases complex64 ``[K, (z,) y, x]``, thresholds in the units of a block's singular values."""
         shifts = [int(torch.randint(block, (1,), generator=self.generator)) for block in self.blocks]
         cut = self._cut(bases, shifts)
-        parts = [_shrink(part, limit) for part, limit in ((cut.real, threshold), (cut.imag, imaginary_threshold))]
+        parts = [_shrink(part.contiguous(), limit) for part, limit in ((cut.real, threshold), (cut.imag, imaginary_threshold))]
         return self._join(torch.complex(*parts), shifts)
 
     def _counts(self) -> list[int]:

@@ -129,16 +129,21 @@ class Fista:
     def accept(self, new: Tensor) -> None:
         """Take the proximal point found from :attr:`ahead` and extrapolate; restart where the momentum points uphill."""
         following = (1 + math.sqrt(1 + 4 * self.momentum**2)) / 2
-        uphill = float(((self.ahead - new).conj() * (new - self.x)).real.sum()) > 0
-        if uphill:
+        moved = new - self.x
+        if real_product(self.ahead - new, moved) > 0:
             self.restart(new)
             return
         self.pull = (self.momentum - 1) / following
-        self.ahead, self.momentum, self.x = new + self.pull * (new - self.x), following, new
+        self.ahead, self.momentum, self.x = torch.add(new, moved, alpha=self.pull), following, new
 
     def restart(self, x: Tensor) -> None:
         """Go on from ``x`` without momentum."""
         self.x, self.ahead, self.momentum, self.pull = x, x, 1.0, 0.0
+
+
+def real_product(a: Tensor, b: Tensor) -> float:
+    """``Re⟨a, b⟩`` of complex tensors ``[image, …]``; sums of images, which each one core makes, are added in double precision."""
+    return float((torch.view_as_real(a) * torch.view_as_real(b)).flatten(1).sum(1).sum(dtype=torch.float64))
 
 
 def largest_eigenvalue(operator: object, start: Tensor, iterations: int = 12) -> float:

@@ -1,19 +1,17 @@
 """Normal operators as convolutions: point-spread spectra on a doubled grid.
 
-FᴴWF is a block-Toeplitz matrix (Fessler et al., IEEE Trans Signal Process 2005;53:3393); for a series of low rank its K×K form does not
-depend on the number of frames (Tamir et al., Magn Reson Med 2017;77:180).
+FᴴWF is a block-Toeplitz matrix (Fessler et al., IEEE Trans Signal Process 2005;53:3393).
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from recon_core.operators.blocks import IN_CACHE, blocks_of, through_cache
 from recon_core.operators.fourier import transform
 from recon_core.operators.nufft import DEFAULT_TOLERANCE, Nufft
 from recon_core.threads import share_out
@@ -101,103 +99,12 @@ def ifft_crop(spectra: Tensor, dim: int) -> Tensor:
     return images
 
 
-_MIXED_VALUES = 1 << 24
-"""Images of all bases for so many coils at a time that they stay within this number of complex values."""
-_IN_CACHE = 100_000
-"""Complex values of the doubled grid that, with what they are turned into, stay in a core's cache."""
-_BLOCKS = 16
-"""What goes through a core's cache comes in at least so many blocks, to be shared out to as many threads …"""
-_WORTH_A_BLOCK = 20_000
-"""… unless they held fewer complex values than this, when calls take longer than what they do."""
-_AT_ONCE = 1 << 25
-"""Complex values of the doubled grid at once on a GPU."""
+class WithMaps:
+    """An operator with coil sensitivities."""
 
-
-def _through_cache(tensor: Tensor) -> bool:
-    """Whether work goes piece by piece through a core's cache, as on a CPU, or as much at once as memory allows, as on a GPU."""
-    return tensor.device.type == "cpu"
-
-
-def _blocks(count: int, values: int, like: Tensor) -> tuple[int, list[slice]]:
-    """How many of ``count`` things of so many complex values each go at once, and all of them as slices.
-
-    Rounding depends on what is transformed together, hence not on the number of threads.
-    """
-    several = min(_IN_CACHE, max(_WORTH_A_BLOCK, count * values // _BLOCKS)) if _through_cache(like) else _AT_ONCE
-    at_once = max(1, min(several // values, count))
-    return at_once, list(_pieces(slice(0, count), at_once))
-
-
-def _pieces(part: slice, at_once: int) -> Iterator[slice]:
-    for first in range(part.start, part.stop, at_once):
-        yield slice(first, min(first + at_once, part.stop))
-
-
-def _back(sensitivities: Tensor) -> Tensor:
-    """Conjugate maps over the doubled grid's size: transforms of both directions are not scaled."""
-    return (sensitivities / math.prod(2 * n for n in sensitivities.shape[1:])).conj_physical()
-
-
-class ToeplitzNormal:
-    """Frame-wise EᴴE with coils: ``Σ_c S̄_c T_t (S_c d_t)``.
-
-    Args:
-        spectra: float32 ``[frame, (2z,) 2y, 2x]`` of :func:`point_spread_spectrum`.
-        sensitivities: complex64 ``[coil, (z,) y, x]``.
-    """
-
-    def __init__(self, spectra: Tensor, sensitivities: Tensor) -> None:
-        self.spectra = spectra
+    def __init__(self, sensitivities: Tensor) -> None:
         self.sensitivities = sensitivities
         self.dim = sensitivities.ndim - 1
-        self._back = _back(sensitivities)
-
-    def __call__(self, images: Tensor, frames: slice | Tensor = slice(None)) -> Tensor:
-        """Apply to images ``[frame, (z,) y, x]`` of the frames in ``frames`` (slice or indices)."""
-        total = torch.zeros_like(images)
-        spectra = self.spectra[frames]
-        grid = spectra.shape[1:]
-        at_once, blocks = _blocks(images.shape[0], math.prod(grid), images)
-        axes = range(1, 1 + self.dim)
-
-        def work(part: slice) -> None:
-            padded = images.new_zeros((at_once, *grid))
-            convolved = torch.empty_like(padded)
-            inside = (slice(None), *(slice(n // 2) for n in grid))
-            for block in blocks[part]:
-                some = slice(block.stop - block.start)
-                for coil, back in zip(self.sensitivities, self._back, strict=True):
-                    torch.mul(images[block], coil, out=padded[some][inside])
-                    transform(padded[some], convolved[some], axes)
-                    convolved[some].mul_(spectra[block])
-                    transform(convolved[some], convolved[some], axes, inverse=True)
-                    total[block].addcmul_(convolved[some][inside], back)
-
-        share_out(work, len(blocks), images.device)
-        return total
-
-
-class SubspaceNormal:
-    """The quadratic data term of a series ``d_t = Σ_k V_kt U_k`` as an operator on the bases U.
-
-    G(V) is a K×K block of Toeplitz kernels ``Σ_t V_kt V_lt T_t``: an application costs 2·K·C transforms of the doubled grid whatever the
-    number of frames. The grid is doubled along the first axis only line by line, and there transformed, mixed and transformed back while
-    the lines of all bases and coils are in a core's cache.
-
-    Args:
-        spectra: float32 ``[frame, (2z,) 2y, 2x]``, the frames' point-spread spectra.
-        sensitivities: complex64 ``[coil, (z,) y, x]``.
-        temporal: float32 ``[K, frame]``, the temporal basis V (real).
-    """
-
-    def __init__(self, spectra: Tensor, sensitivities: Tensor, temporal: Tensor) -> None:
-        self.hold(subspace_kernel(spectra, temporal), sensitivities, temporal.shape[0])
-
-    def hold(self, kernel: Tensor, sensitivities: Tensor, rank: int) -> None:
-        """Take a kernel of :func:`subspace_kernel` and the maps."""
-        self.kernel, self.sensitivities, self.rank = kernel, sensitivities, rank
-        self.dim = sensitivities.ndim - 1
-        self._kept: list[Tensor] = []
 
     @property
     def sensitivities(self) -> Tensor:
@@ -207,126 +114,76 @@ class SubspaceNormal:
     @sensitivities.setter
     def sensitivities(self, sensitivities: Tensor) -> None:
         self._sensitivities = sensitivities
-        self._back = _back(sensitivities)
-
-    def __repr__(self) -> str:
-        return f"SubspaceNormal(K={self.rank}, {self.sensitivities.shape[0]} coils, shape={tuple(self.sensitivities.shape[1:])})"
-
-    def __call__(self, bases: Tensor) -> Tensor:
-        """Apply to bases ``[K, (z,) y, x]``."""
-        total = torch.zeros_like(bases)
-        first, *others = bases.shape[1:]
-        doubled = [2 * n for n in others]
-        at_once = max(1, _MIXED_VALUES // bases.numel())
-        for start in range(0, self.sensitivities.shape[0], at_once):
-            coils = slice(start, start + at_once)
-            with self._lines((math.prod(doubled), self.rank, self.sensitivities[coils].shape[0], first)) as lines:
-                spectra = lines.unflatten(0, doubled).movedim((-3, -2, -1), (0, 1, 2))
-                self._transform(self.sensitivities[coils], bases, spectra)
-                _convolve_lines(self.kernel, lines)
-                self._combine(self._back[coils], spectra, total)
-        return total
-
-    @contextlib.contextmanager
-    def _lines(self, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """Room for lines [line, K, coil, n], kept from one application to the next: to get fresh pages takes a tenth of one."""
-        try:
-            room = self._kept.pop()
-        except IndexError:
-            room = self.sensitivities.new_empty(0)
-        if room.numel() < math.prod(shape):
-            with torch.inference_mode(False):
-                room = self.sensitivities.new_empty(math.prod(shape))
-        yield room[: math.prod(shape)].view(shape)
-        self._kept.append(room)
-
-    def _transform(self, coils: Tensor, bases: Tensor, spectra: Tensor) -> None:
-        """``spectra[k]`` = transform of all ``coil · U_k``, zero-padded, along all axes but the first."""
-
-        def work(part: slice) -> None:
-            for some, own, padded, images, turned in _image_rooms(part, spectra):
-                torch.mul(coils[own], bases[some, None], out=images)
-                there = spectra[some, own]
-                if turned is None:
-                    transform(padded, there, range(3, 2 + self.dim))
-                else:
-                    transform(padded, turned, range(3, 2 + self.dim))
-                    there.copy_(turned)
-
-        share_out(work, self.rank, bases.device)
-
-    def _combine(self, coils: Tensor, spectra: Tensor, total: Tensor) -> None:
-        """Add to ``total[k]`` the sum over coils of the inverse transforms, not scaled, times ``coils``."""
-
-        def work(part: slice) -> None:
-            for some, own, padded, images, turned in _image_rooms(part, spectra):
-                there = spectra[some, own]
-                near = there if turned is None else turned.copy_(there)
-                transform(near, padded, range(3, 2 + self.dim), inverse=True)
-                for number, sensitivity in enumerate(coils[own]):
-                    total[some].addcmul_(images[:, number], sensitivity)
-
-        share_out(work, self.rank, total.device)
+        # Transforms of neither direction are scaled.
+        self._back = (sensitivities / math.prod(2 * n for n in sensitivities.shape[1:])).conj_physical()
 
 
-def _image_rooms(part: slice, spectra: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor | None]]:
-    """Bases of ``part`` and coils, as many as go through a core's cache or all, with room for their images on the way to ``spectra``.
-
-    Room is zero to begin with [base, coil, n, …], padded along all axes but the first; the images in it; and, where it is to stay in
-    cache, as much in the order of ``spectra`` [K, coil, n, …], which are written to memory, and read, by whole rows.
-    """
-    through_cache = _through_cache(spectra)
-    first, *others = spectra.shape[2:]
-    bases, coils = part.stop - part.start, spectra.shape[1]
-    if through_cache:
-        bases, coils = 1, max(1, min(coils, _IN_CACHE // (3 * first * math.prod(others))))
-    padded = spectra.new_zeros((bases, coils, first, *others))
-    images = padded[(slice(None),) * 3 + tuple(slice(n // 2) for n in others)]
-    turned = spectra.new_empty((*others, bases, coils, first)).movedim((-3, -2, -1), (0, 1, 2)) if through_cache else None
-    for some, own in itertools.product(_pieces(part, bases), _pieces(slice(0, spectra.shape[1]), coils)):
-        here = own.stop - own.start
-        if here == coils:
-            yield some, own, padded, images, turned
-        else:
-            yield some, own, padded[:, :here], images[:, :here], None if turned is None else turned[:, :here]
-
-
-def _convolve_lines(kernel: Tensor, lines: Tensor) -> None:
-    """Convolve ``lines`` [line, K, coil, n] along the last axis and across bases with ``kernel`` [line, 2n, K, K], in place, not scaled."""
-    count, rank, coils, n = lines.shape
-    at_once, blocks = _blocks(count, rank * coils * 2 * n, lines)
-
-    def work(part: slice) -> None:
-        padded = lines.new_zeros((at_once, rank, coils, 2 * n))
-        turned, mixed = (lines.new_empty((at_once, 2 * n, rank, coils)) for _ in range(2))
-        back = turned.view(padded.shape)
-        for block in blocks[part]:
-            some = slice(block.stop - block.start)
-            padded[some, ..., :n] = lines[block]
-            transform(padded[some], turned[some].permute(0, 2, 3, 1), (3,))
-            torch.bmm(kernel[block].flatten(0, 1), _as_real(turned[some]), out=_as_real(mixed[some]))
-            transform(mixed[some].permute(0, 2, 3, 1), back[some], (3,), inverse=True)
-            lines[block] = back[some, ..., :n]
-
-    share_out(work, len(blocks), lines.device)
-
-
-def _as_real(mixed: Tensor) -> Tensor:
-    """Complex64 [line, point, K, coil] as float32 [line · point, K, 2 · coil]."""
-    return torch.view_as_real(mixed.flatten(0, 1)).flatten(2)
-
-
-def subspace_kernel(spectra: Tensor, temporal: Tensor) -> Tensor:
-    """``Σ_t V_kt V_lt spectra_t``.
+class ToeplitzNormal(WithMaps):
+    """Frame-wise EᴴE with coils: ``Σ_c S̄_c T_t (S_c d_t)``.
 
     Args:
-        spectra: float32 ``[frame, (2z,) 2y, 2x]``.
-        temporal: float32 ``[K, frame]``.
-
-    Returns:
-        float32 ``[line, point, K, K]``: points along the first axis, lines of all others ((2y ·) 2x).
+        spectra: float32 ``[frame, (2z,) 2y, 2x]`` of :func:`point_spread_spectrum`.
+        sensitivities: complex64 ``[coil, (z,) y, x]``.
     """
-    rank = temporal.shape[0]
-    products = (temporal[:, None] * temporal[None]).flatten(0, 1)
-    lines = spectra.flatten(2).permute(2, 1, 0)
-    return (lines @ products.T).unflatten(2, (rank, rank))
+
+    def __init__(self, spectra: Tensor, sensitivities: Tensor) -> None:
+        super().__init__(sensitivities)
+        self.spectra = spectra
+
+    def __call__(self, images: Tensor, frames: slice | Tensor = slice(None)) -> Tensor:
+        """Apply to images ``[frame, (z,) y, x]`` of the frames in ``frames`` (slice or indices)."""
+        total = torch.zeros_like(images)
+        spectra = self.spectra[frames]
+        grid = spectra.shape[1:]
+        at_once, blocks = blocks_of(images.shape[0], math.prod(grid), images)
+
+        def work(part: slice) -> None:
+            padded = images.new_zeros((at_once, *grid))
+            convolved = torch.empty_like(padded)
+            inside = (slice(None), *(slice(n // 2) for n in grid))
+            for block in blocks[part]:
+                some = slice(block.stop - block.start)
+                for coil, back in zip(self.sensitivities, self._back, strict=True):
+                    torch.mul(images[block], coil, out=padded[some][inside])
+                    _transform_padded(padded[some], convolved[some])
+                    convolved[some].mul_(spectra[block])
+                    _transform_cropped(convolved[some])
+                    total[block].addcmul_(convolved[some][inside], back)
+
+        share_out(work, len(blocks), images.device)
+        return total
+
+
+def _transform_padded(padded: Tensor, spectra: Tensor) -> None:
+    """Write the transform of ``padded`` [image, (2z,) 2y, 2x], zero but for its first halves, to ``spectra``."""
+    if _whole(padded):
+        transform(padded, spectra, range(1, padded.ndim))
+        return
+    source = padded
+    for axis in range(padded.ndim - 1, 0, -1):
+        transform(_not_empty(source, axis), _not_empty(spectra, axis), (axis,))
+        source = spectra
+        if axis > 1:
+            n = spectra.shape[axis - 1] // 2
+            _not_empty(spectra, axis - 1).narrow(axis - 1, n, n).zero_()
+
+
+def _transform_cropped(spectra: Tensor) -> None:
+    """Transform ``spectra`` back in place, to be right in the first halves."""
+    if _whole(spectra):
+        transform(spectra, spectra, range(1, spectra.ndim), inverse=True)
+        return
+    for axis in range(1, spectra.ndim):
+        lines = _not_empty(spectra, axis)
+        transform(lines, lines, (axis,), inverse=True)
+
+
+def _whole(room: Tensor) -> bool:
+    """Whether to transform the whole grid at once. To leave out empty lines is worth more calls once the grid exceeds the cache."""
+    return not through_cache(room) or math.prod(room.shape[1:]) <= IN_CACHE
+
+
+def _not_empty(room: Tensor, axis: int) -> Tensor:
+    """The lines along ``axis`` in the first halves of the axes before it."""
+    first_halves = (slice(None), *(slice(n // 2) for n in room.shape[1:axis]))
+    return room[first_halves]

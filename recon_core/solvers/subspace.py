@@ -27,7 +27,8 @@ from recon_core.operators.frames import (
 )
 from recon_core.operators.off_resonance import SegmentedSubspaceNormal, segments_of
 from recon_core.operators.proximal import largest_eigenvalue
-from recon_core.operators.toeplitz import SubspaceNormal, point_spread_spectrum
+from recon_core.operators.subspace_normal import FrameSubspaceNormal, SubspaceNormal, subspace_form
+from recon_core.operators.toeplitz import point_spread_spectrum
 from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames
@@ -77,7 +78,7 @@ class SubspaceSolver(Solver[T]):
     temporal: Tensor
     singular: Tensor
     bases: Tensor
-    normal: SubspaceNormal | SegmentedSubspaceNormal
+    normal: SubspaceNormal | FrameSubspaceNormal | SegmentedSubspaceNormal
     target: Tensor
     lipschitz: float
 
@@ -134,7 +135,7 @@ class SubspaceSolver(Solver[T]):
         if spectra is None:
             self.normal = subspace_normal(frames, sensitivities, self.temporal, self.segments, self.engine)
         else:
-            self.normal = SubspaceNormal(spectra, sensitivities, self.temporal)
+            self.normal = subspace_form(spectra, sensitivities, self.temporal)
         options = NufftOptions(self.engine, cartesian=self.problem.cartesian)
         self.target = subspace_backprojection(frames, sensitivities, self.temporal, options, self.segments)
 

@@ -14,7 +14,7 @@ from recon_core.fields.motion import MotionField
 from recon_core.operators.frames import FrameSamples
 from recon_core.operators.low_rank import LocallyLowRank
 from recon_core.operators.phase import smooth_phase
-from recon_core.operators.proximal import Fista, SpatialTv
+from recon_core.operators.proximal import Fista, SpatialTv, real_product
 from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames, rungs_beside
@@ -33,6 +33,7 @@ _AVERAGED = 8
 _LIPSCHITZ_SHARE = 0.8
 _BORNE = 1.25
 _EVALUATED_FRAMES = 16
+_FIELD_PIXELS = 1 << 19  # of all frames in one of its steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class SubspaceInrSettings(SubspaceSettings):
     even: bool | None = option(None, "an eighth of the density_power, for nearly even weights where noise limits; auto: held-out")
     field: float | None = option(None, "share of the motion field in the images; auto: held-out, 0.1 to 0.35", low=0.0, high=1.0)
     field_steps: int = option(120, "Adam steps of the motion field", low=1, high=100_000)
-    field_batch: int = option(8, "frames in one of these steps", low=1, high=100_000)
+    field_batch: int = option(8, "frames in one of these steps; of large volumes fewer", low=1, high=100_000)
     canonical: int = option(4, "canonical images L of the motion field", low=1, high=32)
     courses: int = option(6, "courses of motion J", low=1, high=64)
 
@@ -210,13 +211,13 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         The operator is linear, so that its image of the iterate follows from those of the points ahead.
         """
         fista, last = self.fista, self.last
-        at_x = (image + fista.pull * self.image_of_x) / (1 + fista.pull) if last is not None else image
+        at_x = torch.lerp(image, self.image_of_x, fista.pull / (1 + fista.pull)) if last is not None else image
         self.image_of_x = at_x
         if last is None:
             return 0.0
         step = fista.x - last[0]
-        length = float(step.abs().square().sum(dtype=torch.float64))
-        return float((step.conj() * (at_x - last[1])).real.sum(dtype=torch.float64)) / length if length > 0 else 0.0
+        length = real_product(step, step)
+        return real_product(step, at_x - last[1]) / length if length > 0 else 0.0
 
     def _update_bases(self) -> None:
         settings = self.settings
@@ -272,7 +273,7 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
             self._start_field()
         assert self.field is not None
         count = self.problem.n_frames
-        wanted = min(self.settings.field_batch, count)
+        wanted = min(self.settings.field_batch, count, max(1, _FIELD_PIXELS // self.bases[0].numel()))
         if len(self.queue) < wanted:
             self.queue += torch.randperm(count, generator=self.generator).tolist()
         batch, self.queue = torch.tensor(self.queue[:wanted], device=self.bases.device), self.queue[wanted:]

@@ -9,7 +9,8 @@ from recon_core.calibration.density import density_weights
 from recon_core.calibration.sensitivities import sensitivities
 from recon_core.errors import MissingPartError
 from recon_core.operators.nufft import Nufft, engines, resolve_engine
-from recon_core.operators.toeplitz import SubspaceNormal, ToeplitzNormal, point_spread_spectrum
+from recon_core.operators.subspace_normal import SubspaceNormal
+from recon_core.operators.toeplitz import ToeplitzNormal, point_spread_spectrum
 
 SHAPES = [(18, 25), (31, 16), (8, 11, 14)]
 

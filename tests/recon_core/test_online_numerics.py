@@ -13,7 +13,7 @@ from recon_core.online.model import gauge, sliding_series, smooth_coefficients
 from recon_core.online.running import RunningSums
 from recon_core.online.tracker import Model, Tracker, coil_spectra, spectral_products
 from recon_core.operators.nufft import Nufft
-from recon_core.operators.toeplitz import SubspaceNormal
+from recon_core.operators.subspace_normal import SubspaceNormal
 from recon_core.solvers.base import NoSettings
 from recon_core.solvers.gridding import Gridding
 from tests.recon_core.toy import toy_problem

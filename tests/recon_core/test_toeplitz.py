@@ -8,18 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from recon_core.operators import toeplitz
-from recon_core.operators.fourier import transform_by_torch
+from recon_core.operators import blocks, subspace_normal, toeplitz
+from recon_core.operators.fourier import transform, transform_by_torch
 from recon_core.operators.nufft import Nufft
-from recon_core.operators.toeplitz import (
-    SubspaceNormal,
-    ToeplitzNormal,
-    dirichlet,
-    ifft_crop,
-    pad_fft,
-    point_spread_spectrum,
-    subspace_kernel,
-)
+from recon_core.operators.subspace_normal import FrameSubspaceNormal, SubspaceNormal, subspace_form, subspace_kernel
+from recon_core.operators.toeplitz import ToeplitzNormal, dirichlet, ifft_crop, pad_fft, point_spread_spectrum
 
 GOLDEN = math.pi * (math.sqrt(5) - 1) / 2
 CASES = [
@@ -127,8 +120,24 @@ def test_frames_and_slices_keep_apart() -> None:
         ToeplitzNormal(spectra[:2], maps)(images)
 
 
+@pytest.mark.parametrize("shape", [(10, 7), (5, 6, 4)])
+def test_empty_lines_left_out_change_nothing(shape, monkeypatch) -> None:
+    """As on grids beyond the cache."""
+    spectra, maps = torch.rand(6, *(2 * n for n in shape)), maps_of(2, shape)
+    normal, images = ToeplitzNormal(spectra, maps), torch.randn(6, *shape, dtype=torch.complex64)
+    whole = normal(images)
+    calls = []
+    monkeypatch.setattr(toeplitz, "IN_CACHE", 10)
+    monkeypatch.setattr(
+        toeplitz, "transform", lambda source, target, axes, **k: (calls.append(tuple(axes)), transform(source, target, axes, **k))
+    )
+    torch.testing.assert_close(normal(images), whole)
+    assert {len(axes) for axes in calls} == {1}
+
+
+@pytest.mark.parametrize("form", [SubspaceNormal, FrameSubspaceNormal])
 @pytest.mark.parametrize("shape", [(9, 12), (5, 6, 4)])
-def test_subspace_form_is_the_sum_over_frames(shape: tuple[int, ...]) -> None:
+def test_subspace_form_is_the_sum_over_frames(shape: tuple[int, ...], form) -> None:
     """Σ_t V_kt Eₜᴴ Eₜ Σ_l V_lt U_l, frame by frame through the exact matrix."""
     rank, frames, coils = 3, 5, 2
     maps = maps_of(coils, shape)
@@ -137,7 +146,7 @@ def test_subspace_form_is_the_sum_over_frames(shape: tuple[int, ...]) -> None:
     points = [points_of("random", shape)[t * 40 : (t + 1) * 40] for t in range(frames)]
     weights = torch.rand(frames, 40) + 0.1
     spectra = torch.stack([point_spread_spectrum(p, w, shape) for p, w in zip(points, weights, strict=True)])
-    normal = SubspaceNormal(spectra, maps, temporal)
+    normal = form(spectra, maps, temporal)
     result = normal(bases)
     expected = torch.zeros(rank, *shape, dtype=torch.complex128)
     for t in range(frames):
@@ -161,17 +170,23 @@ def test_subspace_with_the_identity_is_frame_wise() -> None:
     torch.testing.assert_close(SubspaceNormal(spectra, maps, torch.eye(3))(images), ToeplitzNormal(spectra, maps)(images))
 
 
-def test_other_sensitivities_take_their_place() -> None:
+@pytest.mark.parametrize(("rank", "frames", "form"), [(4, 4, FrameSubspaceNormal), (4, 5, FrameSubspaceNormal), (4, 6, SubspaceNormal)])
+def test_of_few_frames_the_frames_are_convolved(rank, frames, form) -> None:
+    assert type(subspace_form(torch.rand(frames, 12, 18), maps_of(2, (6, 9)), torch.randn(rank, frames))) is form
+
+
+@pytest.mark.parametrize("form", [SubspaceNormal, FrameSubspaceNormal, lambda spectra, maps, _: ToeplitzNormal(spectra[:3], maps)])
+def test_other_sensitivities_take_their_place(form) -> None:
     shape, rank = (6, 9), 3
     spectra, maps, temporal = torch.rand(4, 12, 18), maps_of(2, shape), torch.randn(rank, 4)
     bases = torch.randn(rank, *shape, dtype=torch.complex64)
     turned = maps * torch.exp(3j * torch.rand(shape))
-    normal = SubspaceNormal(spectra, maps, temporal)
+    normal = form(spectra, maps, temporal)
     before = normal(bases)
     normal.sensitivities = turned
     after = normal(bases)
     assert relative(after, before) > 0.1
-    torch.testing.assert_close(after, SubspaceNormal(spectra, turned, temporal)(bases))
+    torch.testing.assert_close(after, form(spectra, turned, temporal)(bases))
 
 
 @pytest.mark.parametrize("doubled", [(6, 10), (4, 6, 10)])
@@ -195,7 +210,7 @@ def test_images_do_not_depend_on_threads_nor_on_coils_at_a_time(shape, monkeypat
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], result) for result in results)
-    monkeypatch.setattr(toeplitz, "_MIXED_VALUES", 4 * 2 * math.prod(shape))
+    monkeypatch.setattr(subspace_normal, "_MIXED_VALUES", 4 * 2 * math.prod(shape))
     torch.testing.assert_close(normal(bases), results[0].clone())
 
 
@@ -205,8 +220,10 @@ def test_all_at_once_as_on_a_gpu_gives_the_same(shape, monkeypatch) -> None:
     normals = SubspaceNormal(spectra, maps, temporal), ToeplitzNormal(spectra, maps)
     given = [torch.randn(count, *shape, dtype=torch.complex64) for count in (4, 6)]
     expected = [normal(images) for normal, images in zip(normals, given, strict=True)]
-    monkeypatch.setattr(toeplitz, "_through_cache", lambda _: False)
-    monkeypatch.setattr(toeplitz, "transform", transform_by_torch)
+    for module in (blocks, subspace_normal, toeplitz):
+        monkeypatch.setattr(module, "through_cache", lambda _: False)
+    for module in (subspace_normal, toeplitz):
+        monkeypatch.setattr(module, "transform", transform_by_torch)
     for normal, images, wanted in zip(normals, given, expected, strict=True):
         torch.testing.assert_close(normal(images), wanted)
 
