@@ -9,6 +9,8 @@ INSTALL := -m pip --disable-pip-version-check -q install --no-compile
 PIP    := $(BIN)/python $(INSTALL) -c constraints.txt
 # Two processes share two cores: more threads each would only fight.
 TEST_WORKERS ?= 2
+# Tests start many processes: what one compiles serves the others.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 # Versions of a Gadgetron image, in an environment of their own.
 OLD_PYTHON ?= python3.11
@@ -33,7 +35,7 @@ demo: $(READY)
 	$(BIN)/gadgetron-inr demo --output demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=85
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 $(OLD_VENV)/.installed: pyproject.toml constraints-gadgetron.txt
 	$(OLD_PYTHON) -m venv $(OLD_VENV)
@@ -42,7 +44,7 @@ $(OLD_VENV)/.installed: pyproject.toml constraints-gadgetron.txt
 	touch $@
 
 test-gadgetron-versions: $(OLD_VENV)/.installed
-	OMP_NUM_THREADS=1 $(OLD_VENV)/bin/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile $(OLD_TESTS)
+	$(TEST_ENVIRONMENT) $(OLD_VENV)/bin/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile $(OLD_TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

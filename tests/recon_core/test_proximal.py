@@ -12,6 +12,7 @@ from recon_core.operators.proximal import (
     finite_differences,
     finite_differences_adjoint,
     largest_eigenvalue,
+    real_product,
 )
 
 
@@ -78,6 +79,11 @@ def test_fista_solves_least_squares_faster_than_plain_steps() -> None:
         fista.accept(fista.ahead - step * (normal @ fista.ahead - target))
         plain = plain - step * (normal @ plain - target)
     assert (fista.x - exact).norm() < 0.2 * (plain - exact).norm()
+
+
+def test_real_product() -> None:
+    a, b = (torch.randn(3, 4, 5, dtype=torch.complex64) for _ in range(2))
+    assert real_product(a, b) == pytest.approx(float(torch.vdot(a.flatten(), b.flatten()).real), rel=1e-5)
 
 
 def test_largest_eigenvalue() -> None:

@@ -15,6 +15,7 @@ from recon_core.operators.low_rank import LocallyLowRank
 from recon_core.operators.phase import smooth_phase
 from recon_core.problem import KSpaceProblem
 from recon_core.reconstruct import ReconstructionSettings, reconstruct
+from recon_core.solvers import subspace_inr
 from recon_core.solvers.subspace import BASIS_STRENGTHS
 from recon_core.solvers.subspace_inr import FIELD_SHARES, STRENGTHS, SubspaceInr, SubspaceInrSettings
 
@@ -198,6 +199,19 @@ def test_no_field_no_steps_for_it(scan: tuple[KSpaceProblem, torch.Tensor]) -> N
     assert solver.step == 3
     assert solver.field is None
     assert solver.objective() is None
+
+
+def test_a_large_image_takes_fewer_frames_a_step_of_the_field(scan: tuple[KSpaceProblem, torch.Tensor], monkeypatch) -> None:
+    batches = []
+    forward = MotionField.forward
+    monkeypatch.setattr(MotionField, "forward", lambda field, frames: (batches.append(len(frames)), forward(field, frames))[1])
+    settings = dataclasses.replace(SMALL, steps=2, field_steps=3)
+    fit(scan[0], settings)
+    monkeypatch.setattr(subspace_inr, "_FIELD_PIXELS", 2 * int(torch.tensor(scan[0].shape).prod()) + 1)
+    fit(scan[0], settings)
+    monkeypatch.setattr(subspace_inr, "_FIELD_PIXELS", 1)
+    fit(scan[0], settings)
+    assert batches == [6] * 3 + [2] * 3 + [1] * 3
 
 
 def test_fit_beside_another_shares_the_set_up_and_nothing_else(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
