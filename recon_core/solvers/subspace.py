@@ -116,6 +116,7 @@ class SubspaceSolver(Solver[T]):
 
     def start_beside(self, other: Solver[T]) -> None:
         """See :class:`Solver`; shares basis, Gram operator and right-hand side where they are made in the same way."""
+        self.problem = other.problem
         shared = [field.name for field in dataclasses.fields(SubspaceSettings) if field.name not in _OF_THE_FIT]
         same = all(getattr(self.settings, name) == getattr(other.settings, name) for name in shared)
         if not isinstance(other, SubspaceSolver) or not same:
@@ -125,7 +126,7 @@ class SubspaceSolver(Solver[T]):
             self.start(other.problem, other)
             self.bases = torch.zeros_like(self.target)
             return
-        self.problem, self.step, self.segments = other.problem, 0, other.segments
+        self.step, self.segments = 0, other.segments
         self.temporal, self.singular = other.temporal, other.singular
         self.normal, self.target, self.lipschitz = other.normal, other.target, other.lipschitz
         self.bases = torch.zeros_like(self.target)

@@ -20,10 +20,11 @@ from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames, rungs_beside
 from recon_core.solvers.subspace import BASIS_STRENGTHS, SubspaceSettings, SubspaceSolver
 
-STRENGTHS = (0.011, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3)
+STRENGTHS = (0.011, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3, 0.5)
 FIELD_SHARES = (0.1, 0.2, 0.35)
-# Where noise or faults of the measurement limit: a smoother static basis, and weights close to maximum likelihood.
-_SMOOTH_STATIC, _EVEN_POWER = 20.0, 0.125
+# Where noise or faults of the measurement limit: a smoother static basis, perhaps a still smoother one, and weights close to maximum
+# likelihood.
+_SMOOTH_STATIC, _SMOOTHER, _EVEN_POWER = 20.0, 5.0, 0.125
 # A V less smooth follows the held-out readouts' neighbours too: that it predicts a little better says nothing.
 _EVIDENCE_FOR_ROUGH = 0.03
 _DUAL_STEPS = 3
@@ -93,8 +94,9 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
 
     @property
     def density_power(self) -> float:
-        """See :class:`SubspaceSolver`."""
-        return self.settings.density_power * (_EVEN_POWER if self.settings.even else 1.0)
+        """See :class:`SubspaceSolver`; in 3D, where samples have a density of 1/|k|² and not 1/|k|, the power of the same conditioning."""
+        power = self.settings.density_power * (_EVEN_POWER if self.settings.even else 1.0)
+        return 1 - (1 - power) / max(1, self.problem.dim - 1)
 
     @classmethod
     def candidates(cls, settings: SubspaceInrSettings, problem: KSpaceProblem) -> list[Any]:
@@ -124,6 +126,8 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
             return [dataclasses.replace(settings, basis_strength=weaker[0])]
         if limited and asked.smooth is None and not any(other.smooth for other in tried):
             return [dataclasses.replace(settings, smooth=True)]
+        if settings.smooth and asked.smooth is None and all(other.static_strength == asked.static_strength for other in tried):
+            return [dataclasses.replace(settings, static_strength=_SMOOTHER * settings.static_strength)]
         if limited and asked.even is None and not any(other.even for other in tried):
             # A lower threshold too: it is relative to an adjoint whose weights change.
             lower = [value for value in STRENGTHS if value < (settings.strength or 0.0)][-1:] if asked.strength is None else []

@@ -9,7 +9,7 @@ from recon_core.calibration.density import density_weights
 from recon_core.calibration.sensitivities import sensitivities
 from recon_core.errors import MissingPartError
 from recon_core.operators.nufft import Nufft, engines, resolve_engine
-from recon_core.operators.subspace_normal import SubspaceNormal
+from recon_core.operators.subspace_normal import FrameSubspaceNormal, SubspaceNormal
 from recon_core.operators.toeplitz import ToeplitzNormal, point_spread_spectrum
 
 SHAPES = [(18, 25), (31, 16), (8, 11, 14)]
@@ -78,8 +78,9 @@ def test_normal_operators(shape: tuple[int, ...]) -> None:
     gpu = torch.stack([point_spread_spectrum(points[i::4].cuda(), weights[i::4].cuda(), shape) for i in range(4)])
     assert relative(gpu, cpu) < 2e-4
     assert relative(ToeplitzNormal(gpu[:3], maps.cuda())(images.cuda()), ToeplitzNormal(cpu[:3], maps)(images)) < 2e-4
-    subspace = SubspaceNormal(gpu, maps.cuda(), temporal.cuda())(images.cuda())
-    assert relative(subspace, SubspaceNormal(cpu, maps, temporal)(images)) < 2e-4
+    for form in (SubspaceNormal, FrameSubspaceNormal):
+        subspace = form(gpu, maps.cuda(), temporal.cuda())(images.cuda())
+        assert relative(subspace, SubspaceNormal(cpu, maps, temporal)(images)) < 2e-4
 
 
 def test_density_and_maps() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -275,6 +275,8 @@ def test_thresholds_are_raised_or_lowered_as_long_as_that_helps() -> None:
     smooth = dataclasses.replace(plain, smooth=True)
     assert next_after(smooth) == [(0.035, True, False, 0.0)]
     assert next_after(smooth) == [(0.011, True, False, 0.0)]
+    assert next_after(smooth) == [(0.02, True, False, 0.0)]
+    assert tried[-1].static_strength == 5 * asked.static_strength
     assert next_after(smooth) == [(0.02, True, True, 0.0), (0.011, True, True, 0.0)]
     even = dataclasses.replace(smooth, even=True)
     assert next_after(even) == [(0.035, True, True, 0.0)]
@@ -326,6 +328,15 @@ def test_bad_data_weigh_more_evenly_and_smooth_the_static_basis(scan: tuple[KSpa
     while not noisy.done:
         noisy.update()
     torch.testing.assert_close(noisy.images().images, fit(scan[0], same).images().images)
+
+
+@pytest.mark.parametrize(("dim", "plain", "even"), [(2, 0.5, 0.0625), (3, 0.75, 0.53125)])
+def test_readouts_of_volumes_weigh_more_evenly_in_k(dim: int, plain: float, even: float) -> None:
+    solver = SubspaceInr(SubspaceInrSettings())
+    solver.problem = SimpleNamespace(dim=dim)
+    assert solver.density_power == plain
+    solver.settings = SubspaceInrSettings(even=True)
+    assert solver.density_power == even
 
 
 def test_one_frame_and_one_component(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
