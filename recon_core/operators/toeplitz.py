@@ -86,7 +86,8 @@ def dirichlet(position: Tensor, n: int) -> Tensor:
 def pad_fft(images: Tensor, dim: int) -> Tensor:
     """FFT of images ``[..., (z,) y, x]`` zero-padded to twice their size.
 
-    One transform of the whole padded grid: on a CPU, leaving out the empty lines costs more in strided access than it saves.
+    One transform of the whole padded grid: with torch's transforms on a CPU, leaving out the empty lines costs more in strided access than
+    it saves.
     """
     return torch.fft.fftn(images, s=[2 * n for n in images.shape[-dim:]], dim=tuple(range(-dim, 0)))
 

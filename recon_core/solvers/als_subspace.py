@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recon_core.operators.frames import FrameSamples, NufftOptions
+from recon_core.operators.proximal import real_product
 from recon_core.operators.temporal import TemporalSystem, coupled_coefficients, second_difference_bands, temporal_system
 from recon_core.options import option
 from recon_core.problem import KSpaceProblem
@@ -128,19 +129,19 @@ class AlsSubspace(SubspaceSolver[AlsSubspaceSettings]):
         """
         x = self.bases
         residual = self.target - self._damped(x) if bool(x.any()) else self.target.clone()
-        direction, energy = residual.clone(), _product(residual, residual)
+        direction, energy = residual.clone(), real_product(residual, residual)
         for _ in range(self.settings.inner):
             if not energy > 0:
                 break
             image = self._damped(direction)
-            step = energy / _product(direction, image)
+            step = energy / real_product(direction, image)
             x = x + step * direction
             residual = residual - step * image
-            following = _product(residual, residual)
+            following = real_product(residual, residual)
             direction = residual + (following / energy) * direction
             energy = following
         self.bases = x
-        return -_product(x, self.target + residual)
+        return -real_product(x, self.target + residual)
 
     def objective(self) -> float | None:
         """Cost of the last round, less the energy of the samples (hence negative); V's roughness counts from the second round on."""
@@ -149,11 +150,6 @@ class AlsSubspace(SubspaceSolver[AlsSubspaceSettings]):
 
 def _smoothness(settings: AlsSubspaceSettings) -> float:
     return SMOOTHNESS if settings.smoothness is None else settings.smoothness
-
-
-def _product(left: Tensor, right: Tensor) -> float:
-    """Real part of the inner product, summed in float64."""
-    return float((left.conj() * right).real.sum(dtype=torch.float64))
 
 
 SOLVER = AlsSubspace
