@@ -30,7 +30,11 @@ STAGES: dict[str, tuple[str, ...]] = {
     "calibration": ("recon_core.calibration.calibrate:calibrate", "recon_core.calibration.calibrate:with_density"),
     "held-out error": ("recon_core.reconstruct:HeldOut.__init__", "recon_core.reconstruct:HeldOut.errors"),
     "basis": ("recon_core.solvers.subspace:SubspaceSolver._find_basis",),
-    "point spreads": ("recon_core.operators.toeplitz:point_spread_spectrum", "recon_core.operators.subspace_normal:subspace_kernel"),
+    "point spreads": (
+        "recon_core.operators.toeplitz:point_spread_spectra",
+        "recon_core.operators.toeplitz:point_spread_spectrum",
+        "recon_core.operators.subspace_normal:subspace_kernel",
+    ),
     "right-hand side": (
         "recon_core.operators.frames:subspace_backprojection",
         "recon_core.operators.frames:FrameEncoding.backprojection",

@@ -26,13 +26,14 @@ class MotionField(nn.Module):
         motion: float32 ``[J, frame]``, the courses m.
         contrast: float32 ``[L, frame]``, the courses c.
         seed: of the field's weights.
+        inside: bool ``[(z,) y, x]``, the pixels that are asked for; None: all.
     """
 
     contrast: Tensor
     motion: Tensor
     base: Tensor
 
-    def __init__(self, canonical: Tensor, motion: Tensor, contrast: Tensor, seed: int = 0) -> None:
+    def __init__(self, canonical: Tensor, motion: Tensor, contrast: Tensor, seed: int = 0, inside: Tensor | None = None) -> None:
         super().__init__()
         self.sizes = tuple(canonical.shape[1:])
         dim, device = len(self.sizes), canonical.device
@@ -46,29 +47,34 @@ class MotionField(nn.Module):
         self.canonical = nn.Parameter(parts.clone())
         self.register_buffer("motion", motion)
         self.register_buffer("contrast", contrast)
-        self.plan = self.encoding.plan(pixel_coordinates(self.sizes, device))
+        self.inside = inside
+        places = pixel_coordinates(self.sizes, device)
+        self.plan = self.encoding.plan(places if inside is None else places[inside.flatten()])
         # grid_sample wants positions in −1 … 1 between the centres of the outer pixels, x first.
         axes = [torch.linspace(-1, 1, n, device=device) for n in self.sizes]
-        self.register_buffer("base", torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1))
+        base = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)
+        # A list of pixels is an image one pixel wide.
+        self.register_buffer("base", base if inside is None else base[inside].reshape(-1, *[1] * (dim - 1), dim))
 
     def displacements(self) -> Tensor:
-        """φ in pixels, axes (x, y(, z)): float32 ``[J, (z,) y, x, axis]``."""
+        """φ in pixels, axes (x, y(, z)): float32 ``[J, (z,) y, x, axis]``, or ``[J, pixel, 1(, 1), axis]`` of those inside."""
         out = self.encoding(self.plan) @ self.mixing
-        return out.reshape(*self.sizes, len(self.motion), len(self.sizes)).movedim(-2, 0)
+        return out.reshape(*self.base.shape[:-1], len(self.motion), len(self.sizes)).movedim(-2, 0)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Images complex64 ``[frame, (z,) y, x]`` of some frames (int64 indices)."""
+        """Images of some frames (int64 indices), complex64 ``[frame, (z,) y, x]``, or ``[frame, pixel]`` of those inside."""
         return self.at(self.motion[:, frames], self.contrast[:, frames])
 
     def at(self, motion: Tensor, contrast: Tensor) -> Tensor:
-        """Images for courses ``[J, time]`` and ``[L, time]``."""
+        """The same for courses ``[J, time]`` and ``[L, time]``."""
         pixel = torch.tensor([2 / (n - 1) for n in reversed(self.sizes)], device=motion.device)
         moved = self.base + torch.tensordot(motion.T, self.displacements(), dims=1) * pixel
         count = motion.shape[1]
         found = grid_sample(self.canonical.expand(count, *self.canonical.shape), moved, padding_mode="border", align_corners=True)
-        parts = found.reshape(count, -1, 2, *self.sizes)
+        parts = found.unflatten(1, (-1, 2))
         weighted = (parts * contrast.T.reshape(count, -1, *[1] * (parts.ndim - 2))).sum(1)
-        return torch.view_as_complex(weighted.movedim(1, -1).contiguous())
+        images = torch.view_as_complex(weighted.movedim(1, -1).contiguous())
+        return images if self.inside is None else images.flatten(1)
 
     def total_variation(self) -> Tensor:
         """Mean over pixels of the anisotropic total variation of the canonical images, complex magnitudes smoothed at 1e-4."""

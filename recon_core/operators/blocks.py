@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
+
+from recon_core.threads import share_out
 
 IN_CACHE = 100_000
 """Complex values of a doubled grid that, with what they are turned into, stay in a core's cache."""
@@ -29,6 +32,24 @@ def blocks_of(count: int, values: int, like: Tensor) -> tuple[int, list[slice]]:
     several = min(IN_CACHE, max(_WORTH_A_BLOCK, count * values // _BLOCKS)) if through_cache(like) else _AT_ONCE
     at_once = max(1, min(several // values, count))
     return at_once, list(pieces(slice(0, count), at_once))
+
+
+def image_wise(work: Callable[[slice], None], like: Tensor) -> None:
+    """Do the images of a tensor ``[image, …]`` in slices whose values stay in a core's cache, shared out to cores; at once on a GPU.
+
+    A chain of sums and products then reads and writes memory once, and needs no room of that size for what lies between.
+    """
+    count = len(like)
+    at_once = max(1, IN_CACHE // max(1, math.prod(like.shape[1:]))) if through_cache(like) else count
+    if at_once >= count:
+        work(slice(0, count))
+        return
+
+    def part_of(part: slice) -> None:
+        for some in pieces(part, at_once):
+            work(some)
+
+    share_out(part_of, count, like.device)
 
 
 def pieces(part: slice, at_once: int) -> Iterator[slice]:

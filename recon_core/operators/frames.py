@@ -21,7 +21,7 @@ from recon_core.operators.off_resonance import (
     segments_of,
 )
 from recon_core.operators.subspace_normal import FrameSubspaceNormal, SubspaceNormal, subspace_form
-from recon_core.operators.toeplitz import ToeplitzNormal, point_spread_spectrum
+from recon_core.operators.toeplitz import ToeplitzNormal, point_spread_spectra
 from recon_core.problem import KSpaceProblem
 
 _BLOCK_FRAMES = 8
@@ -153,11 +153,15 @@ class FrameEncoding:
     def normal(self) -> ToeplitzNormal | SegmentedNormal:
         """EᴴWE frame by frame, W the density weights."""
         if self.segments is None:
-            spectra = [point_spread_spectrum(f.points, f.weights, self.shape, self.engine) for f in self.frames]
-            return ToeplitzNormal(torch.stack(spectra), self.sensitivities)
+            return ToeplitzNormal(spectra_of(self.frames, self.shape, self.engine), self.sensitivities)
         in_time = self.segments.in_time
         pairwise = [pair_spectra(f.points, f.weights, in_time[:, f.places], self.shape, self.engine) for f in self.frames]
         return SegmentedNormal(torch.stack(pairwise), self.segments, self.sensitivities)
+
+
+def spectra_of(frames: Sequence[FrameSamples], shape: Sequence[int], engine: str = "auto") -> Tensor:
+    """Point-spread spectra of frames, float32 ``[frame, (2 nz,) 2 ny, 2 nx]`` (:func:`point_spread_spectra`)."""
+    return point_spread_spectra([f.points for f in frames], [f.weights for f in frames], shape, engine)
 
 
 def subspace_normal(
@@ -177,8 +181,7 @@ def subspace_normal(
     """
     shape = tuple(sensitivities.shape[1:])
     if segments is None:
-        spectra = torch.stack([point_spread_spectrum(f.points, f.weights, shape, engine) for f in frames])
-        return subspace_form(spectra, sensitivities, temporal)
+        return subspace_form(spectra_of(frames, shape, engine), sensitivities, temporal)
     in_space = one_map(segments)
     each = [(f.points, f.weights, segments.in_time[:, f.places]) for f in frames]
     return SegmentedSubspaceNormal(segmented_kernel(each, temporal, shape, engine), in_space, sensitivities)

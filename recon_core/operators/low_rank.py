@@ -11,6 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+from recon_core.operators.blocks import pieces, through_cache
+from recon_core.threads import share_out
+
 
 class LocallyLowRank:
     """Shrinks singular values of blocks of bases ``[K, (z,) y, x]``; the grid of blocks is shifted at random at every call.
@@ -33,40 +36,38 @@ class LocallyLowRank:
         return f"LocallyLowRank(blocks of {self.blocks} in {self.sizes})"
 
     def __call__(self, bases: Tensor, threshold: float, imaginary_threshold: float) -> Tensor:
-        """Shrink; bases complex64 ``[K, (z,) y, x]``, thresholds in the units of a block's singular values."""
+        """Shrink; bases complex64 ``[K, (z,) y, x]``, thresholds in units of a block's singular values. The result has gaps."""
         shifts = [int(torch.randint(block, (1,), generator=self.generator)) for block in self.blocks]
-        cut = self._cut(bases, shifts)
-        parts = [_shrink(part.contiguous(), limit) for part, limit in ((cut.real, threshold), (cut.imag, imaginary_threshold))]
-        return self._join(torch.complex(*parts), shifts)
+        counts = self._counts()
+        padded = bases.new_zeros((len(bases), *(count * block for count, block in zip(counts, self.blocks, strict=True))))
+        inside = (slice(None), *(slice(shift, shift + n) for shift, n in zip(shifts, self.sizes, strict=True)))
+        padded[inside] = bases
+        spread = self._cut(padded, counts)
+        thresholds = torch.tensor([threshold, imaginary_threshold], device=bases.device)
+
+        def work(part: slice) -> None:
+            for rows in pieces(part, 1 if through_cache(bases) else counts[0]):
+                there = spread[:, rows]
+                blocks = there.reshape(2, -1, len(bases), math.prod(self.blocks))
+                there.copy_(_shrunk(blocks, thresholds).view(there.shape))
+
+        share_out(work, counts[0], bases.device)
+        return padded[inside]
 
     def _counts(self) -> list[int]:
         """Blocks along every axis: the shifted grid overhangs the image on both sides."""
         return [-(-(n + block - 1) // block) for n, block in zip(self.sizes, self.blocks, strict=True)]
 
-    def _cut(self, bases: Tensor, shifts: list[int]) -> Tensor:
-        """Bases to ``[block, pixel, K]``, zeros beyond the image."""
-        counts = self._counts()
-        padded = bases.new_zeros((bases.shape[0], *(count * block for count, block in zip(counts, self.blocks, strict=True))))
-        padded[self._inside(shifts)] = bases
+    def _cut(self, padded: Tensor, counts: list[int]) -> Tensor:
+        """A view of padded bases, ``[part, block along every axis …, K, pixel along every axis …]``: real and imaginary parts."""
+        dim = len(counts)
         split = [size for pair in zip(counts, self.blocks, strict=True) for size in pair]
-        dim = len(self.sizes)
-        order = [*range(1, 2 * dim, 2), *range(2, 2 * dim + 1, 2), 0]
-        return padded.reshape(-1, *split).permute(order).reshape(math.prod(counts), math.prod(self.blocks), -1)
-
-    def _join(self, cut: Tensor, shifts: list[int]) -> Tensor:
-        counts, dim = self._counts(), len(self.sizes)
-        spread = cut.reshape(*counts, *self.blocks, -1)
-        order = [2 * dim, *(axis for pair in zip(range(dim), range(dim, 2 * dim), strict=True) for axis in pair)]
-        whole = spread.permute(order).reshape(-1, *(count * block for count, block in zip(counts, self.blocks, strict=True)))
-        return whole[self._inside(shifts)].contiguous()
-
-    def _inside(self, shifts: list[int]) -> tuple[slice, ...]:
-        """Where the image lies in the grid of blocks."""
-        return (slice(None), *(slice(shift, shift + n) for shift, n in zip(shifts, self.sizes, strict=True)))
+        order = [2 * dim + 1, *range(1, 2 * dim, 2), 0, *range(2, 2 * dim + 1, 2)]
+        return torch.view_as_real(padded).view(-1, *split, 2).permute(order)
 
 
-def _shrink(blocks: Tensor, threshold: float) -> Tensor:
-    """Shrink the singular values of real ``[block, pixel, K]`` through its K×K Gram matrices."""
-    values, vectors = torch.linalg.eigh(blocks.transpose(1, 2) @ blocks)
-    kept = (1 - threshold**2 / values.clamp_min(1e-30)).clamp_min(0)
-    return blocks @ ((vectors * kept[:, None]) @ vectors.transpose(1, 2))
+def _shrunk(blocks: Tensor, thresholds: Tensor) -> Tensor:
+    """Singular values of real ``[part, block, K, pixel]`` shrunk through K×K Gram matrices; a threshold a part."""
+    values, vectors = torch.linalg.eigh(blocks @ blocks.mT)
+    kept = (1 - thresholds[:, None, None] ** 2 / values.clamp_min(1e-30)).clamp_min(0)
+    return (vectors * kept[..., None, :]) @ vectors.mT @ blocks

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from recon_core.operators.blocks import image_wise
 
 # Complex numbers of the dual that are worked on at once, within the processor's cache.
 _CHUNK = 1 << 20
@@ -129,12 +132,11 @@ class Fista:
     def accept(self, new: Tensor) -> None:
         """Take the proximal point found from :attr:`ahead` and extrapolate; restart where the momentum points uphill."""
         following = (1 + math.sqrt(1 + 4 * self.momentum**2)) / 2
-        moved = new - self.x
-        if real_product(self.ahead - new, moved) > 0:
+        if product_of_differences(self.ahead, new, new, self.x) > 0:
             self.restart(new)
             return
         self.pull = (self.momentum - 1) / following
-        self.ahead, self.momentum, self.x = torch.add(new, moved, alpha=self.pull), following, new
+        self.ahead, self.momentum, self.x = torch.lerp(self.x, new, 1 + self.pull), following, new
 
     def restart(self, x: Tensor) -> None:
         """Go on from ``x`` without momentum."""
@@ -143,7 +145,22 @@ class Fista:
 
 def real_product(a: Tensor, b: Tensor) -> float:
     """``Re⟨a, b⟩`` of complex tensors ``[image, …]``; sums of images, which each one core makes, are added in double precision."""
-    return float((torch.view_as_real(a) * torch.view_as_real(b)).flatten(1).sum(1).sum(dtype=torch.float64))
+    return _sum_of_images(lambda some: torch.view_as_real(a[some]) * torch.view_as_real(b[some]), a)
+
+
+def product_of_differences(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> float:
+    """``Re⟨a − b, c − d⟩`` of complex tensors ``[image, …]``, summed as in :func:`real_product`."""
+    return _sum_of_images(lambda some: torch.view_as_real(a[some] - b[some]) * torch.view_as_real(c[some] - d[some]), a)
+
+
+def _sum_of_images(values: Callable[[slice], Tensor], like: Tensor) -> float:
+    sums = torch.empty(len(like), device=like.device)
+
+    def work(some: slice) -> None:
+        sums[some] = values(some).flatten(1).sum(1)
+
+    image_wise(work, like)
+    return float(sums.sum(dtype=torch.float64))
 
 
 def largest_eigenvalue(operator: object, start: Tensor, iterations: int = 12) -> float:

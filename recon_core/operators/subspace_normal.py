@@ -125,7 +125,7 @@ class FrameSubspaceNormal:
 
     def __init__(self, spectra: Tensor, sensitivities: Tensor, temporal: Tensor) -> None:
         self.by_frame = ToeplitzNormal(spectra, sensitivities)
-        self.temporal = temporal.to(sensitivities.dtype)
+        self.temporal = temporal
 
     @property
     def sensitivities(self) -> Tensor:
@@ -143,7 +143,12 @@ class FrameSubspaceNormal:
 
     def __call__(self, bases: Tensor) -> Tensor:
         """Apply to bases ``[K, (z,) y, x]``."""
-        return torch.tensordot(self.temporal, self.by_frame(torch.tensordot(self.temporal.T, bases, dims=1)), dims=1)
+        return _mixed(self.temporal, self.by_frame(_mixed(self.temporal.T, bases)))
+
+
+def _mixed(matrix: Tensor, images: Tensor) -> Tensor:
+    """A real matrix times complex images ``[column, …]``: half the work of a complex one."""
+    return torch.view_as_complex(torch.tensordot(matrix, torch.view_as_real(images), dims=1))
 
 
 def _image_rooms(part: slice, spectra: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor | None]]:

@@ -19,6 +19,8 @@ from recon_core.threads import share_out
 _SEPARABLE_POINTS = 4096
 """Up to so many points the exact matrix product costs less than a NUFFT onto the doubled grid."""
 _ON_GRID = 1e-7
+_PAGE, _LINE = 512, 8
+"""Complex values in a page of memory, and in a line of the cache."""
 
 
 def point_spread_spectrum(
@@ -50,6 +52,21 @@ def point_spread_spectrum(
         spread.select(axis, 0).zero_()
     dims = tuple(range(-len(shape), 0))
     return torch.fft.fftn(torch.fft.ifftshift(spread, dim=dims), dim=dims).real.contiguous()
+
+
+def point_spread_spectra(
+    points: Sequence[Tensor], weights: Sequence[Tensor], shape: Sequence[int], engine: str = "auto", tolerance: float = DEFAULT_TOLERANCE
+) -> Tensor:
+    """:func:`point_spread_spectrum` of every frame, on a CPU a frame a core: float32 ``[frame, (2 nz,) 2 ny, 2 nx]``."""
+    device = weights[0].device
+    spectra = torch.empty((len(points), *(2 * n for n in shape)), device=device)
+
+    def work(part: slice) -> None:
+        for frame in range(part.start, part.stop):
+            spectra[frame] = point_spread_spectrum(points[frame], weights[frame], shape, engine, tolerance)
+
+    share_out(work, len(points), device)
+    return spectra
 
 
 def _separable_spectrum(points: Tensor, weights: Tensor, shape: Sequence[int]) -> Tensor:
@@ -139,8 +156,7 @@ class ToeplitzNormal(WithMaps):
         at_once, blocks = blocks_of(images.shape[0], math.prod(grid), images)
 
         def work(part: slice) -> None:
-            padded = images.new_zeros((at_once, *grid))
-            convolved = torch.empty_like(padded)
+            padded, convolved = _room(images, at_once, grid).zero_(), _room(images, at_once, grid)
             inside = (slice(None), *(slice(n // 2) for n in grid))
             for block in blocks[part]:
                 some = slice(block.stop - block.start)
@@ -153,6 +169,19 @@ class ToeplitzNormal(WithMaps):
 
         share_out(work, len(blocks), images.device)
         return total
+
+
+def _room(like: Tensor, count: int, grid: Sequence[int]) -> Tensor:
+    """Room for so many images of a doubled grid; beyond the cache its first axis has no stride that is a multiple of a page.
+
+    Values a page apart share few places of the cache: transforms along that axis would take up to twice as long.
+    """
+    room = like.new_empty((count, *grid))
+    if _whole(room) or math.prod(grid[1:]) % _PAGE:
+        return room
+    if len(grid) == 3:
+        return like.new_empty((count, grid[0], grid[1] + 1, grid[2]))[:, :, : grid[1]]
+    return like.new_empty((count, grid[0], grid[1] + _LINE))[..., : grid[1]]
 
 
 def _transform_padded(padded: Tensor, spectra: Tensor) -> None:

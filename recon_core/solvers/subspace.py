@@ -22,13 +22,13 @@ from recon_core.operators.frames import (
     NufftOptions,
     occupied_frames,
     required_sensitivities,
+    spectra_of,
     subspace_backprojection,
     subspace_normal,
 )
 from recon_core.operators.off_resonance import SegmentedSubspaceNormal, segments_of
 from recon_core.operators.proximal import largest_eigenvalue
 from recon_core.operators.subspace_normal import FrameSubspaceNormal, SubspaceNormal, subspace_form
-from recon_core.operators.toeplitz import point_spread_spectrum
 from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames
@@ -106,7 +106,7 @@ class SubspaceSolver(Solver[T]):
         self.segments = segments_of(problem)
         spectra = None
         if self.segments is None:
-            spectra = torch.stack([point_spread_spectrum(f.points, f.weights, problem.shape, self.engine) for f in frames])
+            spectra = spectra_of(frames, problem.shape, self.engine)
         self._set_up(frames, spectra, sensitivities)
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(self.target.shape, dtype=torch.complex64, generator=generator).to(problem.device)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from recon_core.fields.motion import MotionField
+from recon_core.operators.blocks import image_wise
 from recon_core.operators.frames import FrameSamples
 from recon_core.operators.low_rank import LocallyLowRank
 from recon_core.operators.phase import smooth_phase
-from recon_core.operators.proximal import Fista, SpatialTv, real_product
+from recon_core.operators.proximal import Fista, SpatialTv, product_of_differences
 from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames, rungs_beside
@@ -34,7 +35,8 @@ _AVERAGED = 8
 _LIPSCHITZ_SHARE = 0.8
 _BORNE = 1.25
 _EVALUATED_FRAMES = 16
-_FIELD_PIXELS = 1 << 19  # of all frames in one of its steps
+_FIELD_PIXELS = 1 << 18  # of all frames in one of its steps
+_MOVING_SHARE = 0.25  # of a volume's voxels, most of which are air
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +80,11 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
     check_every = 0
     field: MotionField | None = None
     cost: float | None
+    largest: float
     peak: float
     courses: Tensor
     contrast: Tensor
+    seen: Tensor
 
     @property
     def total_steps(self) -> int:
@@ -178,6 +182,7 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
 
     def _restart(self) -> None:
         self.warm = bool(self.bases.any())
+        self.largest = float(self.target.abs().max())
         self.low_rank = LocallyLowRank(self.target.shape, self.settings.block, self.seed)
         self.variation = SpatialTv(self.target[:1].shape, _DUAL_STEPS, self.target.device)
         self.fista = Fista(self.bases * self.phase.conj())
@@ -207,7 +212,7 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         settings = self.settings
         strength = STRENGTHS[0] if settings.strength is None else settings.strength
         left = max(0.0, 1 - self.step / (0.7 * settings.steps))
-        return strength * (1.0 if self.warm else settings.continuation**left) * float(self.target.abs().max())
+        return strength * (1.0 if self.warm else settings.continuation**left) * self.largest
 
     def _curvature(self, image: Tensor) -> float:
         """Rayleigh quotient of the Gram operator along the last step; ``image`` is what it makes of the point now ahead.
@@ -219,9 +224,8 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         self.image_of_x = at_x
         if last is None:
             return 0.0
-        step = fista.x - last[0]
-        length = real_product(step, step)
-        return real_product(step, at_x - last[1]) / length if length > 0 else 0.0
+        length = product_of_differences(fista.x, last[0], fista.x, last[0])
+        return product_of_differences(fista.x, last[0], at_x, last[1]) / length if length > 0 else 0.0
 
     def _update_bases(self) -> None:
         settings = self.settings
@@ -235,19 +239,23 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
                 ahead, image = self.fista.x, self.image_of_x
         self.last = (ahead, image)
         lipschitz = self.bound
-        point = ahead - (image - self.aligned) / lipschitz
-        largest = float(self.target.abs().max())
+        new = torch.empty_like(ahead)
+
+        def descend(some: slice) -> None:
+            torch.sub(image[some], self.aligned[some], out=new[some]).mul_(-1 / lipschitz).add_(ahead[some])
+
+        image_wise(descend, new)
         strength = settings.static_strength * (_SMOOTH_STATIC if settings.smooth else 1.0)
-        static = torch.full((1,), strength * largest / lipschitz, device=point.device)
-        new = self.variation(point[:1], static)
-        if len(point) > 1:
+        static = torch.full((1,), strength * self.largest / lipschitz, device=new.device)
+        new[:1] = self.variation(new[:1], static)
+        if len(new) > 1:
             limit = self._limit() / lipschitz
-            new = torch.cat([new, self.low_rank(point[1:], limit, settings.imaginary * limit)])
+            new[1:] = self.low_rank(new[1:], limit, settings.imaginary * limit)
         self.fista.accept(new)
         averaged = min(_AVERAGED, settings.steps)
         # The grid of blocks is another one in every step: their mean shows none.
         if self.step >= settings.steps - averaged:
-            self.total += new / averaged
+            self.total.add_(new, alpha=1 / averaged)
         self.bases = (self.total if self.step == settings.steps - 1 else new) * self.phase
 
     def _start_field(self) -> None:
@@ -261,7 +269,9 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         self.peak = float(mean.abs().max()) or 1.0
         canonical = torch.zeros((len(self.contrast), *mean.shape), dtype=mean.dtype, device=mean.device)
         canonical[0] = mean / self.peak
-        self.field = MotionField(canonical, self.courses[: settings.courses], self.contrast, self.seed)
+        inside = self._moving() if self.problem.dim == 3 else None
+        self.seen = self.bases if inside is None else self.bases[:, inside]
+        self.field = MotionField(canonical, self.courses[: settings.courses], self.contrast, self.seed, inside)
         groups = [
             {"params": list(self.field.encoding.parameters()), "lr": 0.1},
             {"params": [self.field.mixing, self.field.canonical], "lr": 0.02},
@@ -272,17 +282,25 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         self.generator = torch.Generator().manual_seed(self.seed)
         self.queue: list[int] = []
 
+    def _moving(self) -> Tensor:
+        """Bool ``[z, y, x]``: the voxels whose explicit course changes most."""
+        offset = self.temporal - self.temporal.mean(1, keepdim=True)
+        covariance = (offset @ offset.T).to(self.bases.dtype)
+        change = (torch.tensordot(covariance, self.bases, dims=1) * self.bases.conj()).real.sum(0)
+        most = change.flatten().topk(math.ceil(_MOVING_SHARE * change.numel())).indices
+        return torch.zeros(change.numel(), dtype=torch.bool, device=change.device).index_fill_(0, most, True).reshape(change.shape)
+
     def _update_field(self) -> None:
         if self.field is None:
             self._start_field()
         assert self.field is not None
         count = self.problem.n_frames
-        wanted = min(self.settings.field_batch, count, max(1, _FIELD_PIXELS // self.bases[0].numel()))
+        wanted = min(self.settings.field_batch, count, max(1, _FIELD_PIXELS // self.seen[0].numel()))
         if len(self.queue) < wanted:
             self.queue += torch.randperm(count, generator=self.generator).tolist()
         batch, self.queue = torch.tensor(self.queue[:wanted], device=self.bases.device), self.queue[wanted:]
         with torch.no_grad():
-            shown = torch.tensordot(self.temporal[:, batch].T.to(self.bases.dtype), self.bases, dims=1) / self.peak
+            shown = torch.tensordot(self.temporal[:, batch].T.to(self.seen.dtype), self.seen, dims=1) / self.peak
         self.optimiser.zero_grad(set_to_none=True)
         loss = (self.field(batch) - shown).abs().square().mean()
         loss.backward()
@@ -296,7 +314,7 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
 
     @torch.no_grad()
     def images(self, times: Tensor | None = None) -> ImageSeries:
-        """See :class:`SubspaceSolver`; the field's courses are interpolated linearly, too."""
+        """See :class:`SubspaceSolver`; the field's courses are interpolated linearly, too. Where it was not fitted it has no share."""
         series = super().images(times)
         if self.field is None:
             return series
@@ -307,7 +325,8 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         for first in range(0, len(images), _EVALUATED_FRAMES):
             part = slice(first, first + _EVALUATED_FRAMES)
             moved = self.field.at(courses[: self.settings.courses, part], contrast[:, part]) * self.peak
-            images[part] = (1 - self.share) * images[part] + self.share * moved
+            place = (part,) if self.field.inside is None else (part, self.field.inside)
+            images[place] = torch.lerp(images[place], moved, self.share)
         return dataclasses.replace(series, images=images)
 
 

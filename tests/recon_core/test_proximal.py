@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from recon_core.operators import blocks
 from recon_core.operators.proximal import (
     Fista,
     SpatialTv,
@@ -12,6 +13,7 @@ from recon_core.operators.proximal import (
     finite_differences,
     finite_differences_adjoint,
     largest_eigenvalue,
+    product_of_differences,
     real_product,
 )
 
@@ -84,6 +86,24 @@ def test_fista_solves_least_squares_faster_than_plain_steps() -> None:
 def test_real_product() -> None:
     a, b = (torch.randn(3, 4, 5, dtype=torch.complex64) for _ in range(2))
     assert real_product(a, b) == pytest.approx(float(torch.vdot(a.flatten(), b.flatten()).real), rel=1e-5)
+
+
+def test_product_of_differences_in_pieces(monkeypatch) -> None:
+    """Images of many pieces, shared out to any number of threads, give one sum, to the last bit."""
+    a, b, c, d = (torch.randn(7, 6, 5, dtype=torch.complex64) for _ in range(4))
+    expected = float(torch.vdot((a - b).flatten(), (c - d).flatten()).real)
+    assert product_of_differences(a, b, c, d) == pytest.approx(expected, rel=1e-5)
+    monkeypatch.setattr(blocks, "IN_CACHE", 2 * 30)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(product_of_differences(a, b, c, d))
+    finally:
+        torch.set_num_threads(before)
+    assert results == [pytest.approx(expected, rel=1e-5)] * 3
+    assert len(set(results)) == 1
 
 
 def test_largest_eigenvalue() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -120,6 +121,15 @@ def test_displacement_is_in_pixels_along_x_then_y() -> None:
     torch.testing.assert_close(images[1, :-4, :-2], canonical[0, 4:, 2:], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(9, 7), (5, 8, 6)])
+def test_field_asked_for_some_pixels_gives_those(shape: tuple[int, ...]) -> None:
+    canonical, motion, contrast = torch.randn(2, *shape, dtype=torch.complex64), torch.randn(3, 5), torch.randn(2, 5)
+    inside = torch.rand(shape) < 0.3
+    whole, some = MotionField(canonical, motion, contrast), MotionField(canonical, motion, contrast, inside=inside)
+    frames = torch.tensor([4, 0, 1])
+    torch.testing.assert_close(some(frames), whole(frames)[:, inside])
+
+
 def test_field_has_gradients_everywhere() -> None:
     field = MotionField(torch.randn(2, 7, 6, dtype=torch.complex64), torch.randn(2, 4), torch.ones(2, 4))
     field(torch.arange(4)).abs().square().sum().backward()
@@ -191,6 +201,57 @@ def test_share_of_the_field(fitted: SubspaceInr) -> None:
     torch.testing.assert_close(fitted.images().images, 0.65 * explicit + 0.35 * field, rtol=1e-3, atol=1e-4)
     moving = explicit - explicit.mean(0)
     assert float((field - explicit).norm()) < 0.7 * float(moving.norm())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_blocks_do_not_depend_on_threads(threads: int) -> None:
+    bases = torch.randn(3, 21, 18, dtype=torch.complex64)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        result = LocallyLowRank(bases.shape, 4)(bases, 2.0, 3.0)
+        torch.set_num_threads(2)
+        assert torch.equal(LocallyLowRank(bases.shape, 4)(bases, 2.0, 3.0), result)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_in_a_volume_the_field_is_fitted_where_the_series_changes() -> None:
+    """And mixed in there only: a moving cube in a static volume, on the grid."""
+    generator = torch.Generator().manual_seed(0)
+    shape, count = (8, 12, 10), 9
+    truth = torch.zeros(count, *shape, dtype=torch.complex64)
+    truth[:, 1:7, 1:11, 1:9] = 0.5
+    for t in range(count):
+        truth[t, 2:5, 2 + t % 3 : 6 + t % 3, 3:7] = 1.0
+    truth += 0.01 * torch.randn(truth.shape, dtype=torch.complex64, generator=generator)
+    axes = [torch.arange(n, dtype=torch.float32) - n // 2 for n in shape]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).reshape(shape[0] * shape[1], shape[2], 3)
+    k = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(truth, dim=(1, 2, 3)), dim=(1, 2, 3), norm="ortho"), dim=(1, 2, 3))
+    lines = len(grid)
+    problem = KSpaceProblem(
+        samples=k.reshape(1, count * lines, shape[2]),
+        trajectory=grid.repeat(count, 1, 1),
+        frames=tuple(torch.arange(t * lines, (t + 1) * lines) for t in range(count)),
+        readout_times=torch.arange(count * lines, dtype=torch.float64),
+        frame_times=torch.arange(count, dtype=torch.float64) * lines,
+        shape=shape,
+        sensitivities=torch.ones(1, *shape, dtype=torch.complex64),
+        cartesian=True,
+    )
+    settings = dataclasses.replace(SMALL, steps=10, field_steps=10)
+    fitted = fit(problem, settings)
+    assert fitted.field is not None
+    inside = fitted.field.inside
+    assert inside is not None
+    assert int(inside.sum()) == math.ceil(inside.numel() / 4)
+    change = (truth - truth.mean(0)).abs().square().sum(0)
+    assert bool(inside[change > 0.2 * change.max()].all())
+    explicit = fit(problem, dataclasses.replace(settings, field=0.0)).images().images
+    images = fitted.images().images
+    torch.testing.assert_close(images[:, ~inside], explicit[:, ~inside])
+    moved = (fitted.field(torch.arange(count)) * fitted.peak).detach()
+    torch.testing.assert_close(images[:, inside], 0.65 * explicit[:, inside] + 0.35 * moved, rtol=1e-3, atol=1e-4)
 
 
 def test_no_field_no_steps_for_it(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:

@@ -12,7 +12,7 @@ from recon_core.operators import blocks, subspace_normal, toeplitz
 from recon_core.operators.fourier import transform, transform_by_torch
 from recon_core.operators.nufft import Nufft
 from recon_core.operators.subspace_normal import FrameSubspaceNormal, SubspaceNormal, subspace_form, subspace_kernel
-from recon_core.operators.toeplitz import ToeplitzNormal, dirichlet, ifft_crop, pad_fft, point_spread_spectrum
+from recon_core.operators.toeplitz import ToeplitzNormal, dirichlet, ifft_crop, pad_fft, point_spread_spectra, point_spread_spectrum
 
 GOLDEN = math.pi * (math.sqrt(5) - 1) / 2
 CASES = [
@@ -102,6 +102,24 @@ def test_self_adjoint_and_not_negative(shape: tuple[int, ...]) -> None:
     assert abs(float(energy.imag)) < 1e-5 * float(energy.real)
 
 
+@pytest.mark.parametrize("shape", [(18, 25), (7, 12, 9)])
+def test_spectra_of_frames_are_those_of_each(shape: tuple[int, ...]) -> None:
+    """Whatever the number of threads, to the last bit."""
+    points = [points_of("random", shape)[:count] for count in (200, 120, 0, 7)]
+    weights = [torch.rand(len(p)) for p in points]
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(point_spread_spectra(points, weights, shape))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], result) for result in results)
+    for spectrum, p, w in zip(results[0], points, weights, strict=True):
+        torch.testing.assert_close(spectrum, point_spread_spectrum(p, w, shape))
+
+
 def test_frames_and_slices_keep_apart() -> None:
     """Frame t is convolved with spectrum t, with every coil's map before and its conjugate after."""
     shape = (11, 8)
@@ -120,9 +138,9 @@ def test_frames_and_slices_keep_apart() -> None:
         ToeplitzNormal(spectra[:2], maps)(images)
 
 
-@pytest.mark.parametrize("shape", [(10, 7), (5, 6, 4)])
+@pytest.mark.parametrize("shape", [(10, 7), (5, 6, 4), (3, 256), (3, 8, 16)])
 def test_empty_lines_left_out_change_nothing(shape, monkeypatch) -> None:
-    """As on grids beyond the cache."""
+    """As on grids beyond the cache; the last two get room whose planes are no whole pages apart."""
     spectra, maps = torch.rand(6, *(2 * n for n in shape)), maps_of(2, shape)
     normal, images = ToeplitzNormal(spectra, maps), torch.randn(6, *shape, dtype=torch.complex64)
     whole = normal(images)
@@ -133,6 +151,7 @@ def test_empty_lines_left_out_change_nothing(shape, monkeypatch) -> None:
     )
     torch.testing.assert_close(normal(images), whole)
     assert {len(axes) for axes in calls} == {1}
+    assert toeplitz._room(images, 6, spectra.shape[1:]).stride(1) % 512
 
 
 @pytest.mark.parametrize("form", [SubspaceNormal, FrameSubspaceNormal])
