@@ -36,7 +36,10 @@ class LocallyLowRank:
         return f"LocallyLowRank(blocks of {self.blocks} in {self.sizes})"
 
     def __call__(self, bases: Tensor, threshold: float, imaginary_threshold: float) -> Tensor:
-        """Shrink; bases complex64 ``[K, (z,) y, x]``, thresholds in units of a block's singular values. The result has gaps."""
+        """Shrink; bases complex64 ``[K, (z,) y, x]``, thresholds in the units of a block's singular values.
+
+        The result is a view into the grid of blocks, hence not contiguous.
+        """
         shifts = [int(torch.randint(block, (1,), generator=self.generator)) for block in self.blocks]
         counts = self._counts()
         padded = bases.new_zeros((len(bases), *(count * block for count, block in zip(counts, self.blocks, strict=True))))

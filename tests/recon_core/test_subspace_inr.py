@@ -1,4 +1,4 @@
-"""The subspace solver with a field of motion, its low-rank proximal map and its field."""
+"""The subspace solver with a field of motion: phase, bases, field and the choice of its settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from recon_core.calibration import calibrate
 from recon_core.calibration.holdout import held_out_readouts
 from recon_core.fields.motion import MotionField
-from recon_core.operators.low_rank import LocallyLowRank
 from recon_core.operators.phase import smooth_phase
 from recon_core.problem import KSpaceProblem
 from recon_core.reconstruct import ReconstructionSettings, reconstruct
@@ -50,40 +49,6 @@ def errors(images: torch.Tensor, truth: torch.Tensor) -> tuple[float, float]:
     return float((aligned - truth).norm() / truth.norm()), float(dynamic.norm() / (truth - truth.mean(0)).norm())
 
 
-# ---- blocks
-
-
-@pytest.mark.parametrize(("shape", "block"), [((5, 13, 18), 4), ((3, 9, 7), 8), ((4, 6, 5, 9), 3)])
-def test_blocks_come_back_in_their_places(shape: tuple[int, ...], block: int) -> None:
-    """Without a threshold the map is the identity, wherever the grid of blocks lies."""
-    prox = LocallyLowRank(shape, block)
-    bases = torch.randn(shape, dtype=torch.complex64)
-    for _ in range(5):
-        torch.testing.assert_close(prox(bases, 0.0, 0.0), bases, rtol=1e-4, atol=1e-5)
-
-
-def test_singular_values_are_shrunk() -> None:
-    """One block that is the whole image: σ (1 − (τ/σ)²) by an SVD, imaginary parts by their own threshold."""
-    bases = torch.randn(3, 6, 5, dtype=torch.complex64)
-    prox = LocallyLowRank(bases.shape, 100)
-    expected = []
-    for part, limit in ((bases.real, 3.0), (bases.imag, 5.0)):
-        u, values, v = torch.linalg.svd(part.flatten(1).T, full_matrices=False)
-        kept = values * (1 - (limit / values) ** 2).clamp_min(0)
-        expected.append((u * kept @ v).T.reshape(bases.shape))
-    # Only an unshifted grid holds the image in one block: one call in thirty.
-    for _ in range(400):
-        result = prox(bases, 3.0, 5.0)
-        if torch.allclose(result, torch.complex(*expected), rtol=1e-3, atol=1e-4):
-            return
-    raise AssertionError("no grid of blocks held the whole image")
-
-
-def test_strong_threshold_leaves_nothing() -> None:
-    bases = torch.randn(4, 9, 8, dtype=torch.complex64)
-    assert not LocallyLowRank(bases.shape, 4)(bases, 1e6, 1e6).any()
-
-
 # ---- phase
 
 
@@ -95,65 +60,6 @@ def test_smooth_phase_is_found() -> None:
     torch.testing.assert_close(found.abs(), torch.ones(40, 54))
     inner = (slice(6, -6), slice(6, -6))
     assert float((found * torch.polar(torch.ones_like(phase), -phase))[inner].angle().abs().max()) < 0.2
-
-
-# ---- field
-
-
-def test_field_at_rest_shows_its_canonical_images() -> None:
-    canonical = torch.randn(2, 11, 8, dtype=torch.complex64)
-    contrast = torch.stack([torch.ones(5), torch.arange(5.0)])
-    field = MotionField(canonical, torch.randn(3, 5), contrast)
-    with torch.no_grad():
-        field.mixing.zero_()
-        images = field(torch.tensor([0, 3]))
-    torch.testing.assert_close(images[0], canonical[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(images[1], canonical[0] + 3 * canonical[1], rtol=1e-4, atol=1e-5)
-
-
-def test_displacement_is_in_pixels_along_x_then_y() -> None:
-    canonical = torch.randn(1, 12, 9, dtype=torch.complex64)
-    field = MotionField(canonical, torch.tensor([[1.0, 2.0]]), torch.ones(1, 2))
-    shift = torch.tensor([1.0, 2.0])
-    field.displacements = lambda: shift.expand(1, 12, 9, 2)  # type: ignore[method-assign]
-    images = field(torch.tensor([0, 1]))
-    torch.testing.assert_close(images[0, :-2, :-1], canonical[0, 2:, 1:], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(images[1, :-4, :-2], canonical[0, 4:, 2:], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(9, 7), (5, 8, 6)])
-def test_field_asked_for_some_pixels_gives_those(shape: tuple[int, ...]) -> None:
-    canonical, motion, contrast = torch.randn(2, *shape, dtype=torch.complex64), torch.randn(3, 5), torch.randn(2, 5)
-    inside = torch.rand(shape) < 0.3
-    whole, some = MotionField(canonical, motion, contrast), MotionField(canonical, motion, contrast, inside=inside)
-    frames = torch.tensor([4, 0, 1])
-    torch.testing.assert_close(some(frames), whole(frames)[:, inside])
-
-
-def test_field_has_gradients_everywhere() -> None:
-    field = MotionField(torch.randn(2, 7, 6, dtype=torch.complex64), torch.randn(2, 4), torch.ones(2, 4))
-    field(torch.arange(4)).abs().square().sum().backward()
-    for name, weights in field.named_parameters():
-        assert weights.grad is not None, name
-        assert bool(torch.isfinite(weights.grad).all()), name
-        assert bool(weights.grad.any()), name
-
-
-def test_field_follows_a_moving_object() -> None:
-    """A blob on a circular path: the field must move its canonical image, which alone leaves the path unexplained."""
-    y, x = torch.meshgrid(torch.arange(24.0), torch.arange(30.0), indexing="ij")
-    angle = torch.arange(16) * (2 * torch.pi / 16)
-    courses = torch.stack([angle.cos(), angle.sin()])
-    frames = torch.stack([torch.exp(-((x - 14 - 3 * a.cos()) ** 2 + (y - 11 - 3 * a.sin()) ** 2) / 12) for a in angle]) + 0j
-    field = MotionField(frames.mean(0, keepdim=True), courses, torch.ones(1, 16))
-    optimiser = torch.optim.Adam(field.parameters(), lr=0.03)
-    still = float((frames - frames.mean(0)).abs().square().mean())
-    for _ in range(150):
-        optimiser.zero_grad()
-        loss = (field(torch.arange(16)) - frames).abs().square().mean()
-        loss.backward()
-        optimiser.step()
-    assert float(loss.detach()) < 0.05 * still
 
 
 # ---- solver
@@ -201,19 +107,6 @@ def test_share_of_the_field(fitted: SubspaceInr) -> None:
     torch.testing.assert_close(fitted.images().images, 0.65 * explicit + 0.35 * field, rtol=1e-3, atol=1e-4)
     moving = explicit - explicit.mean(0)
     assert float((field - explicit).norm()) < 0.7 * float(moving.norm())
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_blocks_do_not_depend_on_threads(threads: int) -> None:
-    bases = torch.randn(3, 21, 18, dtype=torch.complex64)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        result = LocallyLowRank(bases.shape, 4)(bases, 2.0, 3.0)
-        torch.set_num_threads(2)
-        assert torch.equal(LocallyLowRank(bases.shape, 4)(bases, 2.0, 3.0), result)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_in_a_volume_the_field_is_fitted_where_the_series_changes() -> None:
