@@ -176,9 +176,8 @@ def _room(like: Tensor, count: int, grid: Sequence[int]) -> Tensor:
 
     Values a page apart share few places of the cache: transforms along that axis would take up to twice as long.
     """
-    room = like.new_empty((count, *grid))
-    if _whole(room) or math.prod(grid[1:]) % _PAGE:
-        return room
+    if _whole(like, grid) or math.prod(grid[1:]) % _PAGE:
+        return like.new_empty((count, *grid))
     if len(grid) == 3:
         return like.new_empty((count, grid[0], grid[1] + 1, grid[2]))[:, :, : grid[1]]
     return like.new_empty((count, grid[0], grid[1] + _LINE))[..., : grid[1]]
@@ -186,7 +185,7 @@ def _room(like: Tensor, count: int, grid: Sequence[int]) -> Tensor:
 
 def _transform_padded(padded: Tensor, spectra: Tensor) -> None:
     """Write the transform of ``padded`` [image, (2z,) 2y, 2x], zero but for its first halves, to ``spectra``."""
-    if _whole(padded):
+    if _whole(padded, padded.shape[1:]):
         transform(padded, spectra, range(1, padded.ndim))
         return
     source = padded
@@ -200,7 +199,7 @@ def _transform_padded(padded: Tensor, spectra: Tensor) -> None:
 
 def _transform_cropped(spectra: Tensor) -> None:
     """Transform ``spectra`` back in place, to be right in the first halves."""
-    if _whole(spectra):
+    if _whole(spectra, spectra.shape[1:]):
         transform(spectra, spectra, range(1, spectra.ndim), inverse=True)
         return
     for axis in range(1, spectra.ndim):
@@ -208,9 +207,9 @@ def _transform_cropped(spectra: Tensor) -> None:
         transform(lines, lines, (axis,), inverse=True)
 
 
-def _whole(room: Tensor) -> bool:
+def _whole(like: Tensor, grid: Sequence[int]) -> bool:
     """Whether to transform the whole grid at once. To leave out empty lines is worth more calls once the grid exceeds the cache."""
-    return not through_cache(room) or math.prod(room.shape[1:]) <= IN_CACHE
+    return not through_cache(like) or math.prod(grid) <= IN_CACHE
 
 
 def _not_empty(room: Tensor, axis: int) -> Tensor:

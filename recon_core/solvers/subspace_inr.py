@@ -35,7 +35,8 @@ _AVERAGED = 8
 _LIPSCHITZ_SHARE = 0.8
 _BORNE = 1.25
 _EVALUATED_FRAMES = 16
-_FIELD_PIXELS = 1 << 18  # of all frames in one of its steps
+_FIELD_PIXELS = 1 << 19  # of all frames in one of its steps
+_FIELD_VOXELS = 1 << 18  # the same of volumes, where a voxel takes several times as long
 _MOVING_SHARE = 0.25  # of a volume's voxels, most of which are air
 
 
@@ -295,7 +296,8 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
             self._start_field()
         assert self.field is not None
         count = self.problem.n_frames
-        wanted = min(self.settings.field_batch, count, max(1, _FIELD_PIXELS // self.seen[0].numel()))
+        most = _FIELD_VOXELS if self.problem.dim == 3 else _FIELD_PIXELS
+        wanted = min(self.settings.field_batch, count, max(1, most // self.seen[0].numel()))
         if len(self.queue) < wanted:
             self.queue += torch.randperm(count, generator=self.generator).tolist()
         batch, self.queue = torch.tensor(self.queue[:wanted], device=self.bases.device), self.queue[wanted:]
