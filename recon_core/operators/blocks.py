@@ -34,6 +34,11 @@ def blocks_of(count: int, values: int, like: Tensor) -> tuple[int, list[slice]]:
     return at_once, list(pieces(slice(0, count), at_once))
 
 
+def divisor(count: int, most: int) -> int:
+    """The largest divisor of ``count`` that is at most ``most``, or 1: blocks of it are all of one size."""
+    return next((number for number in range(min(count, most), 0, -1) if count % number == 0), 1)
+
+
 def image_wise(work: Callable[[slice], None], like: Tensor) -> None:
     """Do the images of a tensor ``[image, …]`` in slices whose values stay in a core's cache, shared out to cores; at once on a GPU.
 

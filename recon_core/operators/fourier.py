@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import ducc0.fft
 import torch
@@ -20,10 +21,15 @@ def transform(source: Tensor, target: Tensor, axes: Sequence[int], inverse: bool
         axes: axes to transform, 0 first.
         inverse: the exponent's sign is positive.
     """
+    prepared(source, target, axes, inverse)()
+
+
+def prepared(source: Tensor, target: Tensor, axes: Sequence[int], inverse: bool = False) -> Callable[[], object]:
+    """:func:`transform` with its arrays at hand, to be called for each content of ``source``: while one thread makes them others wait."""
     if source.device.type == "cpu":
-        ducc0.fft.c2c(source.detach().numpy(), axes=tuple(axes), forward=not inverse, out=target.numpy(), nthreads=1)
-    else:
-        transform_by_torch(source, target, axes, inverse)
+        there = target.numpy()
+        return functools.partial(ducc0.fft.c2c, source.detach().numpy(), axes=tuple(axes), forward=not inverse, out=there, nthreads=1)
+    return functools.partial(transform_by_torch, source, target, axes, inverse)
 
 
 def transform_by_torch(source: Tensor, target: Tensor, axes: Sequence[int], inverse: bool = False) -> None:

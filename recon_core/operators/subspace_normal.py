@@ -6,15 +6,14 @@ They do not depend on the number of frames (Tamir et al., Magn Reson Med 2017;77
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from recon_core.operators.blocks import IN_CACHE, blocks_of, pieces, through_cache
-from recon_core.operators.fourier import transform
+from recon_core.operators.blocks import IN_CACHE, blocks_of, divisor, through_cache
+from recon_core.operators.fourier import prepared, transform
 from recon_core.operators.toeplitz import ToeplitzNormal, WithMaps
 from recon_core.threads import share_out
 
@@ -85,31 +84,37 @@ class SubspaceNormal(WithMaps):
 
     def _transform(self, coils: Tensor, bases: Tensor, spectra: Tensor) -> None:
         """``spectra[k]`` = transform of all ``coil · U_k``, zero-padded, along all axes but the first."""
+        shape = _images_at_once(spectra)
+        maps = coils.split(shape[1])
+        images = [
+            (base, there.split(shape[1], 1)) for base, there in zip(bases[:, None].split(shape[0]), spectra.split(shape[0]), strict=True)
+        ]
 
         def work(part: slice) -> None:
-            for some, own, padded, images, turned in _image_rooms(part, spectra):
-                torch.mul(coils[own], bases[some, None], out=images)
-                there = spectra[some, own]
-                if turned is None:
-                    transform(padded, there, range(3, 2 + self.dim))
-                else:
-                    transform(padded, turned, range(3, 2 + self.dim))
-                    there.copy_(turned)
+            room = _ImageRoom(spectra, shape)
+            for base, places in images[part]:
+                for own, there in zip(maps, places, strict=True):
+                    torch.mul(own, base, out=room.images)
+                    room.transform_to(there)
 
-        share_out(work, self.rank, bases.device)
+        share_out(work, len(images), bases.device)
 
     def _combine(self, coils: Tensor, spectra: Tensor, total: Tensor) -> None:
         """Add to ``total[k]`` the sum over coils of the inverse transforms, not scaled, times ``coils``."""
+        shape = _images_at_once(spectra)
+        maps = [own.unbind() for own in coils.split(shape[1])]
+        images = [(sums, there.split(shape[1], 1)) for sums, there in zip(total.split(shape[0]), spectra.split(shape[0]), strict=True)]
 
         def work(part: slice) -> None:
-            for some, own, padded, images, turned in _image_rooms(part, spectra):
-                there = spectra[some, own]
-                near = there if turned is None else turned.copy_(there)
-                transform(near, padded, range(3, 2 + self.dim), inverse=True)
-                for number, sensitivity in enumerate(coils[own]):
-                    total[some].addcmul_(images[:, number], sensitivity)
+            room = _ImageRoom(spectra, shape)
+            each = room.images.unbind(1)
+            for sums, places in images[part]:
+                for own, there in zip(maps, places, strict=True):
+                    room.transform_from(there)
+                    for image, sensitivity in zip(each, own, strict=True):
+                        sums.addcmul_(image, sensitivity)
 
-        share_out(work, self.rank, total.device)
+        share_out(work, len(images), total.device)
 
 
 class FrameSubspaceNormal:
@@ -151,44 +156,69 @@ def _mixed(matrix: Tensor, images: Tensor) -> Tensor:
     return torch.view_as_complex(torch.tensordot(matrix, torch.view_as_real(images), dims=1))
 
 
-def _image_rooms(part: slice, spectra: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor | None]]:
-    """Bases of ``part`` and coils, as many as go through a core's cache or all, with room for their images on the way to ``spectra``.
+def _images_at_once(spectra: Tensor) -> tuple[int, int]:
+    """Of ``spectra`` [K, coil, n, …] how many bases and coils go through a core's cache at once, or all."""
+    bases, coils, *grid = spectra.shape
+    return (1, divisor(coils, IN_CACHE // math.prod(grid))) if through_cache(spectra) else (bases, coils)
 
-    Room is zero to begin with [base, coil, n, …], padded along all axes but the first; the images in it; and, where it is to stay in
-    cache, as much in the order of ``spectra`` [K, coil, n, …], which are written to memory, and read, by whole rows.
+
+class _ImageRoom:
+    """Room for so many images of bases and coils on the way to ``spectra`` [K, coil, n, …] and back.
+
+    Where it is to stay in cache it is there in the order of ``spectra`` too, which are written to memory, and read, by whole rows.
+
+    Attributes:
+        images: complex64 [base, coil, n, …], the first halves of all axes but the first; around them is zero until one is transformed back.
     """
-    in_cache = through_cache(spectra)
-    first, *others = spectra.shape[2:]
-    bases, coils = part.stop - part.start, spectra.shape[1]
-    if in_cache:
-        bases, coils = 1, max(1, min(coils, IN_CACHE // (3 * first * math.prod(others))))
-    padded = spectra.new_zeros((bases, coils, first, *others))
-    images = padded[(slice(None),) * 3 + tuple(slice(n // 2) for n in others)]
-    turned = spectra.new_empty((*others, bases, coils, first)).movedim((-3, -2, -1), (0, 1, 2)) if in_cache else None
-    for some, own in itertools.product(pieces(part, bases), pieces(slice(0, spectra.shape[1]), coils)):
-        here = own.stop - own.start
-        if here == coils:
-            yield some, own, padded, images, turned
+
+    def __init__(self, spectra: Tensor, shape: tuple[int, int]) -> None:
+        first, *others = spectra.shape[2:]
+        self._padded = spectra.new_zeros((*shape, first, *others))
+        self.images = self._padded[(slice(None),) * 3 + tuple(slice(n // 2) for n in others)]
+        self._axes = range(3, 3 + len(others))
+        self._turned = None
+        if through_cache(spectra):
+            self._turned = spectra.new_empty((*others, *shape, first)).movedim((-3, -2, -1), (0, 1, 2))
+            self._forth = prepared(self._padded, self._turned, self._axes)
+            self._back = prepared(self._turned, self._padded, self._axes, inverse=True)
+
+    def transform_to(self, there: Tensor) -> None:
+        """Transform the padded images."""
+        if self._turned is None:
+            transform(self._padded, there, self._axes)
         else:
-            yield some, own, padded[:, :here], images[:, :here], None if turned is None else turned[:, :here]
+            self._forth()
+            there.copy_(self._turned)
+
+    def transform_from(self, there: Tensor) -> None:
+        """Transform back, not scaled."""
+        if self._turned is None:
+            transform(there, self._padded, self._axes, inverse=True)
+        else:
+            self._turned.copy_(there)
+            self._back()
 
 
 def _convolve_lines(kernel: Tensor, lines: Tensor) -> None:
     """Convolve ``lines`` [line, K, coil, n] along the last axis and across bases with ``kernel`` [line, 2n, K, K], in place, not scaled."""
     count, rank, coils, n = lines.shape
-    at_once, blocks = blocks_of(count, rank * coils * 2 * n, lines)
+    # Beside the padded lines there are their kernels in the cache.
+    at_once = divisor(count, blocks_of(count, 2 * rank * coils * 2 * n, lines)[0])
+    blocks = list(zip(lines.split(at_once), kernel.flatten(0, 1).split(at_once * 2 * n), strict=True))
 
     def work(part: slice) -> None:
         padded = lines.new_zeros((at_once, rank, coils, 2 * n))
         turned, mixed = (lines.new_empty((at_once, 2 * n, rank, coils)) for _ in range(2))
         back = turned.view(padded.shape)
-        for block in blocks[part]:
-            some = slice(block.stop - block.start)
-            padded[some, ..., :n] = lines[block]
-            transform(padded[some], turned[some].permute(0, 2, 3, 1), (3,))
-            torch.bmm(kernel[block].flatten(0, 1), _as_real(turned[some]), out=_as_real(mixed[some]))
-            transform(mixed[some].permute(0, 2, 3, 1), back[some], (3,), inverse=True)
-            lines[block] = back[some, ..., :n]
+        before, after, spectrum, product = padded[..., :n], back[..., :n], _as_real(turned), _as_real(mixed)
+        forth = prepared(padded, turned.permute(0, 2, 3, 1), (3,))
+        inverse = prepared(mixed.permute(0, 2, 3, 1), back, (3,), inverse=True)
+        for own, matrices in blocks[part]:
+            before.copy_(own)
+            forth()
+            torch.bmm(matrices, spectrum, out=product)
+            inverse()
+            own.copy_(after)
 
     share_out(work, len(blocks), lines.device)
 
