@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recon_core.operators.blocks import IN_CACHE, blocks_of, through_cache
-from recon_core.operators.fourier import transform
+from recon_core.operators.fourier import prepared
 from recon_core.operators.nufft import DEFAULT_TOLERANCE, Nufft
 from recon_core.threads import share_out
 
@@ -154,21 +154,62 @@ class ToeplitzNormal(WithMaps):
         spectra = self.spectra[frames]
         grid = spectra.shape[1:]
         at_once, blocks = blocks_of(images.shape[0], math.prod(grid), images)
+        each = list(zip(images.split(at_once), spectra.split(at_once), total.split(at_once), strict=True))
+        coils = list(zip(self.sensitivities, self._back, strict=True))
 
         def work(part: slice) -> None:
-            padded, convolved = _room(images, at_once, grid).zero_(), _room(images, at_once, grid)
-            inside = (slice(None), *(slice(n // 2) for n in grid))
-            for block in blocks[part]:
-                some = slice(block.stop - block.start)
-                for coil, back in zip(self.sensitivities, self._back, strict=True):
-                    torch.mul(images[block], coil, out=padded[some][inside])
-                    _transform_padded(padded[some], convolved[some])
-                    convolved[some].mul_(spectra[block])
-                    _transform_cropped(convolved[some])
-                    total[block].addcmul_(convolved[some][inside], back)
+            rooms: dict[int, _GridRoom] = {}
+            for own, spectrum, sums in each[part]:
+                count = own.shape[0]
+                room = rooms[count] = rooms.get(count) or _GridRoom(images, count, grid)
+                for coil, back in coils:
+                    torch.mul(own, coil, out=room.before)
+                    room.transform()
+                    room.spectra.mul_(spectrum)
+                    room.transform_back()
+                    sums.addcmul_(room.after, back)
 
         share_out(work, len(blocks), images.device)
         return total
+
+
+class _GridRoom:
+    """Room for so many images of a doubled grid and their transforms.
+
+    Attributes:
+        before: complex64 ``[image, (z,) y, x]``, to be filled; zero lies around them.
+        spectra: complex64 ``[image, (2z,) 2y, 2x]``, what :meth:`transform` makes of them.
+        after: the images that :meth:`transform_back` makes of the spectra, not scaled.
+    """
+
+    def __init__(self, like: Tensor, count: int, grid: Sequence[int]) -> None:
+        padded, self.spectra = _room(like, count, grid).zero_(), _room(like, count, grid)
+        inside = (slice(None), *(slice(n // 2) for n in grid))
+        self.before, self.after = padded[inside], self.spectra[inside]
+        axes = range(1, 1 + len(grid))
+        if _whole(like, grid):
+            self._forth = [prepared(padded, self.spectra, axes)]
+            self._back = [prepared(self.spectra, self.spectra, axes, inverse=True)]
+            return
+        lines = {axis: _not_empty(self.spectra, axis) for axis in axes}
+        self._forth, source = [], padded
+        for axis in reversed(axes):
+            self._forth.append(prepared(_not_empty(source, axis), lines[axis], (axis,)))
+            source = self.spectra
+            if axis > 1:
+                n = grid[axis - 2] // 2
+                self._forth.append(lines[axis - 1].narrow(axis - 1, n, n).zero_)
+        self._back = [prepared(lines[axis], lines[axis], (axis,), inverse=True) for axis in axes]
+
+    def transform(self) -> None:
+        """From ``before`` to ``spectra``."""
+        for step in self._forth:
+            step()
+
+    def transform_back(self) -> None:
+        """From ``spectra`` to ``after``, in place."""
+        for step in self._back:
+            step()
 
 
 def _room(like: Tensor, count: int, grid: Sequence[int]) -> Tensor:
@@ -181,30 +222,6 @@ def _room(like: Tensor, count: int, grid: Sequence[int]) -> Tensor:
     if len(grid) == 3:
         return like.new_empty((count, grid[0], grid[1] + 1, grid[2]))[:, :, : grid[1]]
     return like.new_empty((count, grid[0], grid[1] + _LINE))[..., : grid[1]]
-
-
-def _transform_padded(padded: Tensor, spectra: Tensor) -> None:
-    """Write the transform of ``padded`` [image, (2z,) 2y, 2x], zero but for its first halves, to ``spectra``."""
-    if _whole(padded, padded.shape[1:]):
-        transform(padded, spectra, range(1, padded.ndim))
-        return
-    source = padded
-    for axis in range(padded.ndim - 1, 0, -1):
-        transform(_not_empty(source, axis), _not_empty(spectra, axis), (axis,))
-        source = spectra
-        if axis > 1:
-            n = spectra.shape[axis - 1] // 2
-            _not_empty(spectra, axis - 1).narrow(axis - 1, n, n).zero_()
-
-
-def _transform_cropped(spectra: Tensor) -> None:
-    """Transform ``spectra`` back in place, to be right in the first halves."""
-    if _whole(spectra, spectra.shape[1:]):
-        transform(spectra, spectra, range(1, spectra.ndim), inverse=True)
-        return
-    for axis in range(1, spectra.ndim):
-        lines = _not_empty(spectra, axis)
-        transform(lines, lines, (axis,), inverse=True)
 
 
 def _whole(like: Tensor, grid: Sequence[int]) -> bool:
