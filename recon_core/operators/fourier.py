@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 
-def transform(source: Tensor, target: Tensor, axes: Sequence[int], inverse: bool = False) -> None:
-    """Write the FFT of ``source`` along ``axes`` to ``target``, neither direction scaled; on a CPU on the calling thread alone.
+def prepared_transform(source: Tensor, target: Tensor, axes: Sequence[int], inverse: bool = False) -> Callable[[], object]:
+    """What writes the FFT of ``source`` along ``axes`` to ``target``, neither direction scaled; on a CPU on the calling thread alone.
 
-    torch's own writes the last axis innermost and leaves the order of ``target`` to a copy, which takes longer than the transform.
+    torch's own writes the last axis innermost and leaves the order of ``target`` to a copy, which takes longer than the transform. It is
+    prepared once for a room that is filled again and again: while one thread is in Python the others wait.
 
     Args:
         source: complex64 of any strides.
@@ -21,11 +22,6 @@ def transform(source: Tensor, target: Tensor, axes: Sequence[int], inverse: bool
         axes: axes to transform, 0 first.
         inverse: the exponent's sign is positive.
     """
-    prepared(source, target, axes, inverse)()
-
-
-def prepared(source: Tensor, target: Tensor, axes: Sequence[int], inverse: bool = False) -> Callable[[], object]:
-    """:func:`transform` with its arrays at hand, to be called for each content of ``source``: while one thread makes them others wait."""
     if source.device.type == "cpu":
         there = target.numpy()
         return functools.partial(ducc0.fft.c2c, source.detach().numpy(), axes=tuple(axes), forward=not inverse, out=there, nthreads=1)

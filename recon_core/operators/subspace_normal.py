@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from recon_core.operators.blocks import IN_CACHE, blocks_of, divisor, through_cache
-from recon_core.operators.fourier import prepared, transform
+from recon_core.operators.fourier import prepared_transform
 from recon_core.operators.toeplitz import ToeplitzNormal, WithMaps
 from recon_core.threads import share_out
 
@@ -179,13 +179,13 @@ class _ImageRoom:
         self._turned = None
         if through_cache(spectra):
             self._turned = spectra.new_empty((*others, *shape, first)).movedim((-3, -2, -1), (0, 1, 2))
-            self._forth = prepared(self._padded, self._turned, self._axes)
-            self._back = prepared(self._turned, self._padded, self._axes, inverse=True)
+            self._forth = prepared_transform(self._padded, self._turned, self._axes)
+            self._back = prepared_transform(self._turned, self._padded, self._axes, inverse=True)
 
     def transform_to(self, there: Tensor) -> None:
         """Transform the padded images."""
         if self._turned is None:
-            transform(self._padded, there, self._axes)
+            prepared_transform(self._padded, there, self._axes)()
         else:
             self._forth()
             there.copy_(self._turned)
@@ -193,7 +193,7 @@ class _ImageRoom:
     def transform_from(self, there: Tensor) -> None:
         """Transform back, not scaled."""
         if self._turned is None:
-            transform(there, self._padded, self._axes, inverse=True)
+            prepared_transform(there, self._padded, self._axes, inverse=True)()
         else:
             self._turned.copy_(there)
             self._back()
@@ -211,8 +211,8 @@ def _convolve_lines(kernel: Tensor, lines: Tensor) -> None:
         turned, mixed = (lines.new_empty((at_once, 2 * n, rank, coils)) for _ in range(2))
         back = turned.view(padded.shape)
         before, after, spectrum, product = padded[..., :n], back[..., :n], _as_real(turned), _as_real(mixed)
-        forth = prepared(padded, turned.permute(0, 2, 3, 1), (3,))
-        inverse = prepared(mixed.permute(0, 2, 3, 1), back, (3,), inverse=True)
+        forth = prepared_transform(padded, turned.permute(0, 2, 3, 1), (3,))
+        inverse = prepared_transform(mixed.permute(0, 2, 3, 1), back, (3,), inverse=True)
         for own, matrices in blocks[part]:
             before.copy_(own)
             forth()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recon_core.operators.blocks import IN_CACHE, blocks_of, through_cache
-from recon_core.operators.fourier import prepared
+from recon_core.operators.fourier import prepared_transform
 from recon_core.operators.nufft import DEFAULT_TOLERANCE, Nufft
 from recon_core.threads import share_out
 
@@ -188,18 +188,18 @@ class _GridRoom:
         self.before, self.after = padded[inside], self.spectra[inside]
         axes = range(1, 1 + len(grid))
         if _whole(like, grid):
-            self._forth = [prepared(padded, self.spectra, axes)]
-            self._back = [prepared(self.spectra, self.spectra, axes, inverse=True)]
+            self._forth = [prepared_transform(padded, self.spectra, axes)]
+            self._back = [prepared_transform(self.spectra, self.spectra, axes, inverse=True)]
             return
         lines = {axis: _not_empty(self.spectra, axis) for axis in axes}
         self._forth, source = [], padded
         for axis in reversed(axes):
-            self._forth.append(prepared(_not_empty(source, axis), lines[axis], (axis,)))
+            self._forth.append(prepared_transform(_not_empty(source, axis), lines[axis], (axis,)))
             source = self.spectra
             if axis > 1:
                 n = grid[axis - 2] // 2
                 self._forth.append(lines[axis - 1].narrow(axis - 1, n, n).zero_)
-        self._back = [prepared(lines[axis], lines[axis], (axis,), inverse=True) for axis in axes]
+        self._back = [prepared_transform(lines[axis], lines[axis], (axis,), inverse=True) for axis in axes]
 
     def transform(self) -> None:
         """From ``before`` to ``spectra``."""

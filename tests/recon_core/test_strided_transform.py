@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from recon_core.operators.fourier import transform, transform_by_torch
+from recon_core.operators.fourier import prepared_transform, transform_by_torch
+
+
+def transform(*given: Any) -> None:
+    prepared_transform(*given)()
 
 
 @pytest.mark.parametrize("transform", [transform, transform_by_torch])
@@ -29,6 +34,15 @@ def test_several_axes_and_in_place() -> None:
     expected = torch.fft.fftn(source, dim=(0, 2))
     transform(source, source, (0, 2))
     torch.testing.assert_close(source, expected)
+
+
+def test_what_is_prepared_takes_what_the_source_then_holds() -> None:
+    source, target = torch.zeros(3, 8, dtype=torch.complex64), torch.empty(3, 8, dtype=torch.complex64)
+    work = prepared_transform(source, target, (1,))
+    for _ in range(2):
+        source.normal_()
+        work()
+        torch.testing.assert_close(target, torch.fft.fft(source))
 
 
 def test_a_target_of_another_shape_is_refused() -> None:

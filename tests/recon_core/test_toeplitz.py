@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
 from recon_core.operators import blocks, subspace_normal, toeplitz
-from recon_core.operators.fourier import transform, transform_by_torch
+from recon_core.operators.fourier import prepared_transform, transform_by_torch
 from recon_core.operators.nufft import Nufft
 from recon_core.operators.subspace_normal import FrameSubspaceNormal, SubspaceNormal, subspace_form, subspace_kernel
 from recon_core.operators.toeplitz import ToeplitzNormal, dirichlet, ifft_crop, pad_fft, point_spread_spectra, point_spread_spectrum
@@ -146,9 +148,12 @@ def test_empty_lines_left_out_change_nothing(shape, monkeypatch) -> None:
     whole = normal(images)
     calls = []
     monkeypatch.setattr(toeplitz, "IN_CACHE", 10)
-    monkeypatch.setattr(
-        toeplitz, "transform", lambda source, target, axes, **k: (calls.append(tuple(axes)), transform(source, target, axes, **k))
-    )
+
+    def prepare(source: Tensor, target: Tensor, axes: Sequence[int], inverse: bool = False) -> Callable[[], object]:
+        calls.append(tuple(axes))
+        return prepared_transform(source, target, axes, inverse)
+
+    monkeypatch.setattr(toeplitz, "prepared_transform", prepare)
     torch.testing.assert_close(normal(images), whole)
     assert {len(axes) for axes in calls} == {1}
     assert toeplitz._room(images, 6, spectra.shape[1:]).stride(1) % 512
@@ -242,7 +247,7 @@ def test_all_at_once_as_on_a_gpu_gives_the_same(shape, monkeypatch) -> None:
     for module in (blocks, subspace_normal, toeplitz):
         monkeypatch.setattr(module, "through_cache", lambda _: False)
     for module in (subspace_normal, toeplitz):
-        monkeypatch.setattr(module, "transform", transform_by_torch)
+        monkeypatch.setattr(module, "prepared_transform", functools.partial(functools.partial, transform_by_torch))
     for normal, images, wanted in zip(normals, given, expected, strict=True):
         torch.testing.assert_close(normal(images), wanted)
 
