@@ -189,7 +189,7 @@ def _select(
     progress: Callable[[str], None] | None,
 ) -> tuple[_Fit, list[dict[str, Any]]]:
     """Fit the candidates without the held-out readouts and keep the one that is preferred by how it predicts these."""
-    held = held_out_readouts(problem, settings.holdout, settings.seed)
+    held, whole = held_out_readouts(problem, settings.holdout, settings.seed), problem
     if cls.selection_matrix < 1:
         problem = problem.at_shape(tuple(max(min(n, 16), round(n * cls.selection_matrix)) for n in problem.shape))
     # Nothing of the held-out readouts may reach weights, compression, maps or fit.
@@ -225,7 +225,7 @@ def _select(
     while among:
         for candidate in among:
             fit(candidate, among)
-        among = cls.refinements(preferred(fits, cls).settings, asked, [other.settings for other in fits])
+        among = cls.refinements(preferred(fits, cls).settings, asked, [other.settings for other in fits], whole)
     return preferred([fit for fit in fits if cls.admissible(fit.settings, asked)], cls), tried
 
 
@@ -272,7 +272,9 @@ def choose(
         progress: is told short lines.
     """
     candidates = cls.candidates(asked, problem)
-    if settings.holdout == 0 or not (len(candidates) > 1 or cls.check_every > 0 or cls.refinements(candidates[0], asked, candidates)):
+    if settings.holdout == 0 or not (
+        len(candidates) > 1 or cls.check_every > 0 or cls.refinements(candidates[0], asked, candidates, problem)
+    ):
         return Chosen(cls.unguided(asked, problem))
     choice, tried = _select(cls, asked, candidates, problem, settings, engine, progress)
     limit = choice.step if cls.check_every else None

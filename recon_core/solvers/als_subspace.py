@@ -27,6 +27,7 @@ SMOOTHNESS = 0.1
 class AlsSubspaceSettings(SubspaceSettings):
     """Settings of :class:`AlsSubspace`."""
 
+    rank: int = option(16, "temporal components K", low=1, high=128)
     steps: int = option(8, "rounds of U and V", low=1, high=10_000)
     strength: float | None = option(
         None, "damping of the bases, relative to the Gram operator's largest eigenvalue; auto: held-out", low=0.0
@@ -60,7 +61,9 @@ class AlsSubspace(SubspaceSolver[AlsSubspaceSettings]):
         return [dataclasses.replace(settings, strength=value) for value in SELECTED_STRENGTHS]
 
     @classmethod
-    def refinements(cls, settings: AlsSubspaceSettings, asked: AlsSubspaceSettings, tried: Sequence[Any]) -> list[Any]:
+    def refinements(
+        cls, settings: AlsSubspaceSettings, asked: AlsSubspaceSettings, tried: Sequence[Any], problem: KSpaceProblem
+    ) -> list[Any]:
         """Other dampings, then other weights of V's smoothness, as long as one step up or down helps, unless they are set."""
         return rungs_beside(settings, asked, tried, {"strength": STRENGTHS, "smoothness": SMOOTHNESSES})
 

@@ -129,13 +129,14 @@ class Solver(abc.ABC, Generic[S]):
         return candidates[len(candidates) // 2]
 
     @classmethod
-    def refinements(cls, settings: Any, asked: Any, tried: Sequence[Any]) -> list[Any]:
+    def refinements(cls, settings: Any, asked: Any, tried: Sequence[Any], problem: KSpaceProblem) -> list[Any]:
         """Settings to try once the best of the candidates is known, and again once these are; none: the best stands.
 
         Args:
             settings: the best so far.
             asked: the settings as they were given.
             tried: all that were tried.
+            problem: the whole scan, at full matrix.
         """
         return []
 

@@ -66,7 +66,7 @@ class DaInr(FieldSolver[DaInrSettings]):
         return [dataclasses.replace(settings, time_octaves=value, extractor=extractor) for value in octaves]
 
     @classmethod
-    def refinements(cls, settings: DaInrSettings, asked: DaInrSettings, tried: Sequence[Any]) -> list[Any]:
+    def refinements(cls, settings: DaInrSettings, asked: DaInrSettings, tried: Sequence[Any], problem: KSpaceProblem) -> list[Any]:
         """Without image features, unless an extractor is set; then the paper's octaves along time where more of them helped."""
         if asked.extractor == "auto" and not any(other.extractor == "none" for other in tried):
             return [dataclasses.replace(settings, extractor="none")]

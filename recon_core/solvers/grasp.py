@@ -58,7 +58,7 @@ class Grasp(Solver[GraspSettings]):
         return [dataclasses.replace(settings, strength=value) for value in SELECTED_STRENGTHS]
 
     @classmethod
-    def refinements(cls, settings: GraspSettings, asked: GraspSettings, tried: Sequence[Any]) -> list[Any]:
+    def refinements(cls, settings: GraspSettings, asked: GraspSettings, tried: Sequence[Any], problem: KSpaceProblem) -> list[Any]:
         """Stronger or weaker λ as long as that helps, unless it is set."""
         return rungs_beside(settings, asked, tried, {"strength": STRENGTHS})
 

@@ -24,6 +24,7 @@ _LARGEST_RATIO = 50.0
 class GraspProSettings(SubspaceSettings):
     """Settings of :class:`GraspPro`."""
 
+    rank: int = option(16, "temporal components K", low=1, high=128)
     strength: float | None = option(
         None, "λ of spatial total variation of the second basis, relative to the largest adjoint magnitude; auto: held-out", low=0.0
     )
@@ -44,7 +45,7 @@ class GraspPro(SubspaceSolver[GraspProSettings]):
         return [dataclasses.replace(settings, strength=value) for value in SELECTED_STRENGTHS]
 
     @classmethod
-    def refinements(cls, settings: GraspProSettings, asked: GraspProSettings, tried: Sequence[Any]) -> list[Any]:
+    def refinements(cls, settings: GraspProSettings, asked: GraspProSettings, tried: Sequence[Any], problem: KSpaceProblem) -> list[Any]:
         """Stronger or weaker λ as long as that helps, unless it is set."""
         return rungs_beside(settings, asked, tried, {"strength": STRENGTHS})
 

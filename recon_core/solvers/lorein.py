@@ -87,7 +87,7 @@ class Lorein(FieldBlocks[LoreinSettings]):
         return [dataclasses.replace(settings, strength=strength, rate_strength=rate)]
 
     @classmethod
-    def refinements(cls, settings: LoreinSettings, asked: LoreinSettings, tried: Sequence[Any]) -> list[Any]:
+    def refinements(cls, settings: LoreinSettings, asked: LoreinSettings, tried: Sequence[Any], problem: KSpaceProblem) -> list[Any]:
         """The next λ above the best so far, then the next below, until both are known to be no better; then the same for a rate's λ."""
         if asked.form != "voxels":
             return []

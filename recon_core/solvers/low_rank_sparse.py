@@ -63,7 +63,9 @@ class LowRankSparse(Solver[LowRankSparseSettings]):
         return [dataclasses.replace(settings, low_rank=a, sparse=b) for a, b in itertools.product(low_rank, sparse)]
 
     @classmethod
-    def refinements(cls, settings: LowRankSparseSettings, asked: LowRankSparseSettings, tried: Sequence[Any]) -> list[Any]:
+    def refinements(
+        cls, settings: LowRankSparseSettings, asked: LowRankSparseSettings, tried: Sequence[Any], problem: KSpaceProblem
+    ) -> list[Any]:
         """Other λ, as long as one step up or down helps, of what is not set."""
         return rungs_beside(settings, asked, tried, {"low_rank": LOW_RANK, "sparse": SPARSE})
 

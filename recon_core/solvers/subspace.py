@@ -35,6 +35,8 @@ from recon_core.solvers.base import Solver, interpolate_frames
 
 BASIS_STRENGTHS = (0.06, 0.01)
 """λ of the low-resolution series' temporal total variation: the first unless another is set or chosen."""
+RANKS = (24, 40, 64)
+"""Temporal components K, in the same way."""
 _POWER_ITERATIONS = 6
 # Settings of which neither basis nor Gram operator depend.
 _OF_THE_FIT = ("steps", "strength", "static_strength")
@@ -44,7 +46,7 @@ _OF_THE_FIT = ("steps", "strength", "static_strength")
 class SubspaceSettings:
     """Settings that all subspace solvers have."""
 
-    rank: int = option(16, "temporal components K", low=1, high=128)
+    rank: int | None = option(RANKS[0], "temporal components K", low=1, high=128)
     steps: int = option(45, "proximal gradient steps", low=1, high=10_000)
     strength: float | None = option(None, "regularisation of the bases, relative to the largest adjoint magnitude; auto: held-out", low=0.0)
     static_strength: float = option(5e-5, "λ of spatial total variation of the first, nearly static basis", low=0.0)
@@ -71,6 +73,7 @@ class SubspaceSolver(Solver[T]):
         target: complex64 ``[K, (z,) y, x]``, its right-hand side.
         lipschitz: bound on the Gram operator's largest eigenvalue.
         bases: complex64 ``[K, (z,) y, x]``, U as it stands.
+        low_resolution: the problem whose low-resolution series gave V, and this series.
     """
 
     check_every = 5
@@ -81,6 +84,7 @@ class SubspaceSolver(Solver[T]):
     normal: SubspaceNormal | FrameSubspaceNormal | SegmentedSubspaceNormal
     target: Tensor
     lipschitz: float
+    low_resolution: tuple[KSpaceProblem, Tensor] | None = None
 
     @property
     def total_steps(self) -> int:
@@ -118,16 +122,19 @@ class SubspaceSolver(Solver[T]):
         """See :class:`Solver`; shares basis, Gram operator and right-hand side where they are made in the same way."""
         self.problem = other.problem
         shared = [field.name for field in dataclasses.fields(SubspaceSettings) if field.name not in _OF_THE_FIT]
-        same = all(getattr(self.settings, name) == getattr(other.settings, name) for name in shared)
-        if not isinstance(other, SubspaceSolver) or not same:
+        different = {name for name in shared if getattr(self.settings, name) != getattr(other.settings, name)}
+        if not isinstance(other, SubspaceSolver) or different:
+            if isinstance(other, SubspaceSolver) and different == {"rank"}:
+                self.low_resolution = other.low_resolution
             super().start_beside(other)
             return
         if other.density_power != self.density_power:
+            self.low_resolution = other.low_resolution
             self.start(other.problem, other)
             self.bases = torch.zeros_like(self.target)
             return
         self.step, self.segments = 0, other.segments
-        self.temporal, self.singular = other.temporal, other.singular
+        self.temporal, self.singular, self.low_resolution = other.temporal, other.singular, other.low_resolution
         self.normal, self.target, self.lipschitz = other.normal, other.target, other.lipschitz
         self.bases = torch.zeros_like(self.target)
 
@@ -142,8 +149,9 @@ class SubspaceSolver(Solver[T]):
 
     def _find_basis(self) -> None:
         """V from the low-resolution series."""
-        series = basis_series(self.problem, self.settings, self.engine)
-        self.use_basis(*basis_from(series, self.problem, self.settings))
+        if self.low_resolution is None or self.low_resolution[0] is not self.problem:
+            self.low_resolution = self.problem, basis_series(self.problem, self.settings, self.engine)
+        self.use_basis(*basis_from(self.low_resolution[1], self.problem, self.settings))
 
     def use_basis(self, temporal: Tensor, singular: Tensor) -> None:
         """Take a temporal basis with orthonormal rows, float32 ``[K, frame]``, and its singular values."""
@@ -192,7 +200,7 @@ def basis_from(series: Tensor, problem: KSpaceProblem, settings: SubspaceSetting
     Returns:
         float32 ``[K, frame]`` with orthonormal rows, and the singular values, float32 ``[K]``.
     """
-    found, singular = temporal_basis(series, settings.rank)
+    found, singular = temporal_basis(series, settings.rank or RANKS[0])
     if series.shape[0] < problem.n_frames:
         times = _joined(problem, settings).frame_times
         found = orthonormal_rows(interpolate_frames(found.T, times, problem.frame_times).T)

@@ -19,10 +19,12 @@ from recon_core.operators.proximal import Fista, SpatialTv, product_of_differenc
 from recon_core.options import option
 from recon_core.problem import ImageSeries, KSpaceProblem
 from recon_core.solvers.base import Solver, interpolate_frames, rungs_beside
-from recon_core.solvers.subspace import BASIS_STRENGTHS, SubspaceSettings, SubspaceSolver
+from recon_core.solvers.subspace import BASIS_STRENGTHS, RANKS, SubspaceSettings, SubspaceSolver
 
 STRENGTHS = (0.011, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3, 0.5)
 FIELD_SHARES = (0.1, 0.2, 0.35)
+# More components than the first need eight frames each, K×K kernels of at most 2 GiB, and readouts that they predict better by so much.
+_FRAMES_A_COMPONENT, _KERNEL_VALUES, _EVIDENCE_FOR_RANK = 8, 1 << 29, 0.01
 # Where noise or faults of the measurement limit: a smoother static basis, perhaps a still smoother one, and weights close to maximum
 # likelihood.
 _SMOOTH_STATIC, _SMOOTHER, _EVEN_POWER = 20.0, 5.0, 0.125
@@ -44,7 +46,7 @@ _MOVING_SHARE = 0.25  # of a volume's voxels, most of which are air
 class SubspaceInrSettings(SubspaceSettings):
     """Settings of :class:`SubspaceInr`."""
 
-    rank: int = option(24, "temporal components K", low=1, high=128)
+    rank: int | None = option(None, "temporal components K; auto: 24, of a long scan held-out, to 64", low=1, high=128)
     steps: int = option(36, "proximal gradient steps on the bases", low=1, high=10_000)
     strength: float | None = option(
         None, "threshold of a block's singular values, relative to the largest adjoint magnitude; auto: held-out", low=0.0
@@ -106,11 +108,16 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
     @classmethod
     def candidates(cls, settings: SubspaceInrSettings, problem: KSpaceProblem) -> list[Any]:
         """The lower thresholds unless one is set; without what comes to the best of them."""
+        settings = dataclasses.replace(settings, rank=settings.rank or RANKS[0])
         if settings.strength is not None:
             return [settings]
-        field = 0.0 if settings.field is None else settings.field
-        basis = BASIS_STRENGTHS[0] if settings.basis_strength is None else settings.basis_strength
-        plain = dataclasses.replace(settings, field=field, basis_strength=basis, smooth=bool(settings.smooth), even=bool(settings.even))
+        plain = dataclasses.replace(
+            settings,
+            field=settings.field or 0.0,
+            basis_strength=BASIS_STRENGTHS[0] if settings.basis_strength is None else settings.basis_strength,
+            smooth=bool(settings.smooth),
+            even=bool(settings.even),
+        )
         return [dataclasses.replace(plain, strength=value) for value in STRENGTHS[1::-1]]
 
     @classmethod
@@ -120,12 +127,19 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         return dataclasses.replace(super().unguided(settings, problem), field=field)
 
     @classmethod
-    def refinements(cls, settings: SubspaceInrSettings, asked: SubspaceInrSettings, tried: Sequence[Any]) -> list[Any]:
-        """Unless set: other thresholds as long as they help, V less smooth, settings for bad data, shares of the field."""
+    def refinements(
+        cls, settings: SubspaceInrSettings, asked: SubspaceInrSettings, tried: Sequence[Any], problem: KSpaceProblem
+    ) -> list[Any]:
+        """Unless set: other thresholds as long as they help, more components, V less smooth, settings for bad data, shares of the field."""
         if settings.field == (asked.field or 0.0) and (beside := rungs_beside(settings, asked, tried, {"strength": STRENGTHS})):
             return beside
-        # Data that want the lowest threshold are good; it would not hold down the noise of a rougher V either.
-        limited = settings.strength is None or settings.strength > STRENGTHS[0] or asked.strength is not None
+        rank = settings.rank or RANKS[0]
+        larger = [value for value in _ranks(problem) if value > rank][:1] if asked.rank is None else []
+        if larger and all((other.rank or RANKS[0]) < larger[0] for other in tried):
+            return [dataclasses.replace(settings, rank=larger[0])]
+        # Data that want the lowest threshold, or more components, are good; it would not hold down the noise of a rougher V either.
+        bad = (settings.strength is None or settings.strength > STRENGTHS[0]) and (asked.rank is not None or rank == RANKS[0])
+        limited = bad or asked.strength is not None
         weaker = [value for value in BASIS_STRENGTHS if value < (settings.basis_strength or 0.0)][:1]
         if limited and asked.basis_strength is None and weaker and all(other.basis_strength != weaker[0] for other in tried):
             return [dataclasses.replace(settings, basis_strength=weaker[0])]
@@ -143,8 +157,9 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
     @classmethod
     def evidence_for(cls, settings: SubspaceInrSettings, instead_of: SubspaceInrSettings) -> float:
         """See :class:`Solver`."""
-        rougher = (settings.basis_strength or 0.0) < (instead_of.basis_strength or 0.0)
-        return _EVIDENCE_FOR_ROUGH if rougher else cls.evidence
+        if (settings.basis_strength or 0.0) < (instead_of.basis_strength or 0.0):
+            return _EVIDENCE_FOR_ROUGH
+        return _EVIDENCE_FOR_RANK if (settings.rank or 0) > (instead_of.rank or 0) else cls.evidence
 
     @classmethod
     def admissible(cls, settings: SubspaceInrSettings, asked: SubspaceInrSettings) -> bool:
@@ -330,6 +345,12 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
             place = (part,) if self.field.inside is None else (part, self.field.inside)
             images[place] = torch.lerp(images[place], moved, self.share)
         return dataclasses.replace(series, images=images)
+
+
+def _ranks(problem: KSpaceProblem) -> list[int]:
+    """Numbers of components among which to choose."""
+    grid = math.prod(2 * n for n in problem.shape)
+    return [rank for rank in RANKS if _FRAMES_A_COMPONENT * rank <= problem.n_frames and rank**2 * grid <= _KERNEL_VALUES]
 
 
 SOLVER = SubspaceInr

@@ -106,14 +106,14 @@ def test_octaves_in_time_and_features_are_chosen_one_after_the_other(scan: KSpac
     first = DaInr.candidates(asked, scan)
     assert [(made.time_octaves, made.extractor) for made in first] == [(4, "gradients"), (2, "gradients")]
     for best, last in ((first[0], [6]), (first[1], [])):
-        (bare,) = DaInr.refinements(best, asked, first)
+        (bare,) = DaInr.refinements(best, asked, first, None)
         assert (bare.time_octaves, bare.extractor) == (best.time_octaves, "none")
-        more = DaInr.refinements(bare, asked, [*first, bare])
+        more = DaInr.refinements(bare, asked, [*first, bare], None)
         assert [made.time_octaves for made in more] == last
-        assert all(made.extractor == "none" and DaInr.refinements(made, asked, [*first, bare, made]) == [] for made in more)
+        assert all(made.extractor == "none" and DaInr.refinements(made, asked, [*first, bare, made], None) == [] for made in more)
     given = DaInrSettings(time_octaves=3, extractor="mdsr")
     assert DaInr.candidates(given, scan) == [given]
-    assert DaInr.refinements(given, given, [given]) == []
+    assert DaInr.refinements(given, given, [given], None) == []
 
 
 def test_octaves_of_space_end_where_the_matrix_does(scan: KSpaceProblem) -> None:

@@ -288,7 +288,9 @@ def simulate_protocol():
 
 def test_the_maps_weight_goes_up_while_that_helps_else_down(calibrated) -> None:
     def after(best: float, *tried: float) -> list[float | None]:
-        found = Lorein.refinements(LoreinSettings(strength=best), LoreinSettings(), [LoreinSettings(strength=value) for value in tried])
+        found = Lorein.refinements(
+            LoreinSettings(strength=best), LoreinSettings(), [LoreinSettings(strength=value) for value in tried], None
+        )
         return [settings.strength for settings in found]
 
     assert [c.strength for c in Lorein.candidates(LoreinSettings(), calibrated)] == [3.0]
@@ -300,7 +302,7 @@ def test_the_maps_weight_goes_up_while_that_helps_else_down(calibrated) -> None:
     assert after(1000.0, 300.0, 1000.0) == []
     given = LoreinSettings(strength=5.0)
     assert Lorein.candidates(given, calibrated) == [given]
-    assert Lorein.refinements(given, given, [given]) == []
+    assert Lorein.refinements(given, given, [given], None) == []
 
 
 def test_a_rates_weight_is_chosen_after_the_others(calibrated) -> None:
@@ -309,10 +311,10 @@ def test_a_rates_weight_is_chosen_after_the_others(calibrated) -> None:
     assert (first.strength, first.rate_strength) == (3.0, 1.0)
     tried = [first]
     for strength, rate in ((10.0, 1.0), (1.0, 1.0), (3.0, 3.0), (3.0, 0.3)):
-        (following,) = Lorein.refinements(first, LoreinSettings(), tried)
+        (following,) = Lorein.refinements(first, LoreinSettings(), tried, None)
         assert (following.strength, following.rate_strength) == (strength, rate)
         tried.append(following)
-    assert Lorein.refinements(first, LoreinSettings(), tried) == []
+    assert Lorein.refinements(first, LoreinSettings(), tried, None) == []
     given = LoreinSettings(rate_strength=2.0)
-    assert Lorein.refinements(Lorein.candidates(given, decay)[0], given, [])[0].strength == 10.0
+    assert Lorein.refinements(Lorein.candidates(given, decay)[0], given, [], decay)[0].strength == 10.0
     assert Lorein.candidates(LoreinSettings(), calibrated)[0].rate_strength is None

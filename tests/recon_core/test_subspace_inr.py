@@ -16,7 +16,7 @@ from recon_core.operators.phase import smooth_phase
 from recon_core.problem import KSpaceProblem
 from recon_core.reconstruct import ReconstructionSettings, reconstruct
 from recon_core.solvers import subspace_inr
-from recon_core.solvers.subspace import BASIS_STRENGTHS
+from recon_core.solvers.subspace import BASIS_STRENGTHS, RANKS
 from recon_core.solvers.subspace_inr import FIELD_SHARES, STRENGTHS, SubspaceInr, SubspaceInrSettings
 
 SMALL = SubspaceInrSettings(rank=6, steps=40, strength=0.015, basis_width=20, basis_coils=3, field=0.35, field_steps=60, field_batch=6)
@@ -178,8 +178,11 @@ def test_fit_beside_another_shares_the_set_up_and_nothing_else(scan: tuple[KSpac
         beside.update()
     torch.testing.assert_close(beside.images().images, fit(scan[0], settings).images().images)
     other_rank = SubspaceInr(dataclasses.replace(settings, rank=4))
-    other_rank.start_beside(first)
+    other_rank.start_beside(beside)
     assert other_rank.temporal.shape[0] == 4
+    assert other_rank.low_resolution is first.low_resolution
+    other_rank.start(first.problem.replace(frames=first.problem.frames[:9], frame_times=first.problem.frame_times[:9]))
+    assert other_rank.low_resolution[1].shape[0] == other_rank.temporal.shape[1] == 9
 
 
 def test_field_beside_goes_on_from_the_bases(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
@@ -209,13 +212,17 @@ def test_threshold_and_share_are_chosen_on_held_out_readouts(toy: ModuleType) ->
     assert held_out_readouts(problem, 0.1, 0).any()
 
 
+SHORT = SimpleNamespace(n_frames=8 * RANKS[1] - 1, shape=(64, 64))
+LONG = SimpleNamespace(n_frames=8 * RANKS[2], shape=(64, 64))
+
+
 def test_thresholds_are_raised_or_lowered_as_long_as_that_helps() -> None:
     """And again after the settings for bad data, if these are better; the field comes last."""
     asked = SubspaceInrSettings()
     tried = SubspaceInr.candidates(asked, None)
 
     def next_after(best: SubspaceInrSettings) -> list[tuple[float | None, bool | None, bool | None, float | None]]:
-        found = SubspaceInr.refinements(best, asked, tried)
+        found = SubspaceInr.refinements(best, asked, tried, SHORT)
         tried.extend(found)
         return [(f.strength, f.smooth, f.even, f.field) for f in found]
 
@@ -238,6 +245,50 @@ def test_thresholds_are_raised_or_lowered_as_long_as_that_helps() -> None:
     assert next_after(dataclasses.replace(even, field=FIELD_SHARES[0])) == []
     tried = SubspaceInr.candidates(asked, None)
     assert next_after(tried[1]) == [(0.011, False, False, share) for share in FIELD_SHARES]
+
+
+def test_of_long_scans_components_are_added_as_long_as_that_helps() -> None:
+    """Then such data are good data; thresholds come first, and again after every addition."""
+    asked = SubspaceInrSettings()
+    tried = SubspaceInr.candidates(asked, LONG)
+
+    def next_after(best: SubspaceInrSettings) -> list[tuple[int | None, float | None, bool | None, float | None]]:
+        found = SubspaceInr.refinements(best, asked, tried, LONG)
+        tried.extend(found)
+        return [(f.rank, f.strength, f.smooth, f.field) for f in found]
+
+    best = tried[1]
+    assert [t.rank for t in tried] == [24, 24]
+    assert next_after(best) == [(40, 0.011, False, 0.0)]
+    assert SubspaceInr.evidence_for(tried[-1], best) == 0.01
+    best = tried[-1]
+    assert next_after(best) == [(40, 0.02, False, 0.0)]
+    best = tried[-1]
+    assert next_after(best) == [(40, 0.035, False, 0.0)]
+    assert next_after(best) == [(64, 0.02, False, 0.0)]
+    assert next_after(best) == [(40, 0.02, False, share) for share in FIELD_SHARES]
+
+    tried = SubspaceInr.candidates(asked, LONG)
+    plain = tried[0]
+    assert next_after(plain) == [(24, 0.035, False, 0.0)]
+    assert next_after(plain) == [(40, 0.02, False, 0.0)]
+    assert [rank for rank, *_ in next_after(plain)] == [24]
+    assert tried[-1].basis_strength == BASIS_STRENGTHS[1]
+
+
+@pytest.mark.parametrize(
+    ("n_frames", "shape", "ranks"),
+    [(319, (64, 64), [24]), (320, (64, 64), [24, 40]), (511, (64, 64), [24, 40]), (600, (256, 256), [24, 40]), (600, (64, 64, 64), [24])],
+)
+def test_more_components_need_frames_and_room_for_their_kernels(n_frames: int, shape: tuple[int, ...], ranks: list[int]) -> None:
+    problem = SimpleNamespace(n_frames=n_frames, shape=shape)
+    asked = SubspaceInrSettings(strength=0.02, basis_strength=0.06, smooth=False, even=False, field=0.0)
+    tried = SubspaceInr.candidates(asked, problem)
+    while more := SubspaceInr.refinements(tried[-1], asked, tried, problem):
+        tried.extend(more)
+    assert [settings.rank for settings in tried] == ranks
+    given = dataclasses.replace(asked, rank=12)
+    assert SubspaceInr.refinements(given, given, [given], problem) == []
 
 
 def test_a_less_smooth_v_has_to_predict_clearly_better() -> None:
@@ -265,9 +316,9 @@ def test_another_share_has_the_same_field(scan: tuple[KSpaceProblem, torch.Tenso
 
 
 def test_what_is_set_is_not_refined() -> None:
-    asked = SubspaceInrSettings(strength=0.02, basis_strength=0.06, smooth=False, even=False, field=0.35)
-    assert SubspaceInr.candidates(asked, None) == [asked]
-    assert SubspaceInr.refinements(asked, asked, [asked]) == []
+    asked = SubspaceInrSettings(rank=24, strength=0.02, basis_strength=0.06, smooth=False, even=False, field=0.35)
+    assert SubspaceInr.candidates(asked, LONG) == [asked]
+    assert SubspaceInr.refinements(asked, asked, [asked], LONG) == []
 
 
 def test_bad_data_weigh_more_evenly_and_smooth_the_static_basis(scan: tuple[KSpaceProblem, torch.Tensor]) -> None:
