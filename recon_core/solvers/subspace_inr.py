@@ -23,8 +23,8 @@ from recon_core.solvers.subspace import BASIS_STRENGTHS, RANKS, SubspaceSettings
 
 STRENGTHS = (0.011, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3, 0.5)
 FIELD_SHARES = (0.1, 0.2, 0.35)
-# More components than the first need eight frames each, K×K kernels of at most 2 GiB, and readouts that they predict better by so much.
-_FRAMES_A_COMPONENT, _KERNEL_VALUES, _EVIDENCE_FOR_RANK = 8, 1 << 29, 0.01
+# More components than the first need eight frames each, K×K kernels of at most 1 GiB, and readouts that they predict better by so much.
+_FRAMES_A_COMPONENT, _KERNEL_VALUES, _EVIDENCE_FOR_RANK = 8, 1 << 28, 0.01
 # Where noise or faults of the measurement limit: a smoother static basis, perhaps a still smoother one, and weights close to maximum
 # likelihood.
 _SMOOTH_STATIC, _SMOOTHER, _EVEN_POWER = 20.0, 5.0, 0.125
@@ -348,7 +348,9 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
 
 
 def _ranks(problem: KSpaceProblem) -> list[int]:
-    """Numbers of components among which to choose."""
+    """Numbers of components among which to choose; off resonance, with kernels of all pairs of segments, only the first."""
+    if problem.field_map is not None:
+        return [RANKS[0]]
     grid = math.prod(2 * n for n in problem.shape)
     return [rank for rank in RANKS if _FRAMES_A_COMPONENT * rank <= problem.n_frames and rank**2 * grid <= _KERNEL_VALUES]
 

@@ -212,8 +212,8 @@ def test_threshold_and_share_are_chosen_on_held_out_readouts(toy: ModuleType) ->
     assert held_out_readouts(problem, 0.1, 0).any()
 
 
-SHORT = SimpleNamespace(n_frames=8 * RANKS[1] - 1, shape=(64, 64))
-LONG = SimpleNamespace(n_frames=8 * RANKS[2], shape=(64, 64))
+SHORT = SimpleNamespace(n_frames=8 * RANKS[1] - 1, shape=(64, 64), field_map=None)
+LONG = SimpleNamespace(n_frames=8 * RANKS[2], shape=(64, 64), field_map=None)
 
 
 def test_thresholds_are_raised_or_lowered_as_long_as_that_helps() -> None:
@@ -278,15 +278,25 @@ def test_of_long_scans_components_are_added_as_long_as_that_helps() -> None:
 
 @pytest.mark.parametrize(
     ("n_frames", "shape", "ranks"),
-    [(319, (64, 64), [24]), (320, (64, 64), [24, 40]), (511, (64, 64), [24, 40]), (600, (256, 256), [24, 40]), (600, (64, 64, 64), [24])],
+    [
+        (319, (64, 64), [24]),
+        (320, (64, 64), [24, 40]),
+        (511, (64, 64), [24, 40]),
+        (512, (128, 128), [24, 40, 64]),
+        (600, (192, 192), [24, 40]),
+        (600, (256, 256), [24]),
+        (600, (64, 64, 64), [24]),
+    ],
 )
 def test_more_components_need_frames_and_room_for_their_kernels(n_frames: int, shape: tuple[int, ...], ranks: list[int]) -> None:
-    problem = SimpleNamespace(n_frames=n_frames, shape=shape)
+    problem = SimpleNamespace(n_frames=n_frames, shape=shape, field_map=None)
     asked = SubspaceInrSettings(strength=0.02, basis_strength=0.06, smooth=False, even=False, field=0.0)
     tried = SubspaceInr.candidates(asked, problem)
     while more := SubspaceInr.refinements(tried[-1], asked, tried, problem):
         tried.extend(more)
     assert [settings.rank for settings in tried] == ranks
+    problem.field_map = torch.zeros(shape)
+    assert SubspaceInr.refinements(tried[0], asked, tried[:1], problem) == []
     given = dataclasses.replace(asked, rank=12)
     assert SubspaceInr.refinements(given, given, [given], problem) == []
 
