@@ -167,9 +167,9 @@ class SubspaceInr(SubspaceSolver[SubspaceInrSettings]):
         return asked.field is not None or settings.field != 0
 
     @classmethod
-    def regularisation(cls, settings: SubspaceInrSettings) -> tuple[bool, bool, float]:
+    def regularisation(cls, settings: SubspaceInrSettings) -> tuple[bool, bool, float, int]:
         """See :class:`Solver`; thresholds and the share of the field are left to the error, which has a minimum in each."""
-        return bool(settings.even), bool(settings.smooth), settings.basis_strength or 0.0
+        return bool(settings.even), bool(settings.smooth), settings.basis_strength or 0.0, -(settings.rank or RANKS[0])
 
     def start(self, problem: KSpaceProblem, previous: Solver[SubspaceInrSettings] | None = None) -> None:
         """See :class:`SubspaceSolver`."""
