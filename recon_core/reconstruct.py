@@ -198,7 +198,7 @@ def _select(
     fits: list[_Fit] = []
     tried = []
 
-    def fit(candidate: Any, among: list[Any]) -> None:
+    def fit(candidate: Any, seen: list[Any]) -> None:
         solver = cls(candidate, engine=engine, seed=settings.seed)
         beside = preferred(fits, cls).solver if fits else None
         if beside is None:
@@ -214,7 +214,7 @@ def _select(
         made = min((_Fit(candidate, step, errors, solver) for step, errors in found.items()), key=lambda made: (made.error, made.step))
         tried.append({"settings": dataclasses.asdict(candidate), "step": made.step, "held_out_error": made.error})
         if progress is not None:
-            progress(f"{cls.name}: held-out error {made.error:.4g} at step {made.step} with {_differences(candidate, among)}")
+            progress(f"{cls.name}: held-out error {made.error:.4g} at step {made.step} with {_differences(candidate, seen)}")
         fits.append(made)
         kept = preferred(fits, cls)
         for other in fits:
@@ -223,8 +223,9 @@ def _select(
 
     among = candidates
     while among:
+        seen = [*(other.settings for other in fits), *among]
         for candidate in among:
-            fit(candidate, among)
+            fit(candidate, seen)
         among = cls.refinements(preferred(fits, cls).settings, asked, [other.settings for other in fits], whole)
     return preferred([fit for fit in fits if cls.admissible(fit.settings, asked)], cls), tried
 
