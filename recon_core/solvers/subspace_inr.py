@@ -24,7 +24,7 @@ from recon_core.solvers.subspace import BASIS_STRENGTHS, RANKS, SubspaceSettings
 STRENGTHS = (0.011, 0.02, 0.035, 0.06, 0.1, 0.17, 0.3, 0.5)
 FIELD_SHARES = (0.1, 0.2, 0.35)
 # More components than the first need eight frames each, K×K kernels of at most 1 GiB, and readouts that they predict better by so much.
-_FRAMES_A_COMPONENT, _KERNEL_VALUES, _EVIDENCE_FOR_RANK = 8, 1 << 28, 0.01
+_FRAMES_A_COMPONENT, _KERNEL_VALUES, _EVIDENCE_FOR_RANK = 8, 1 << 28, 0.02
 # Where noise or faults of the measurement limit: a smoother static basis, perhaps a still smoother one, and weights close to maximum
 # likelihood.
 _SMOOTH_STATIC, _SMOOTHER, _EVEN_POWER = 20.0, 5.0, 0.125

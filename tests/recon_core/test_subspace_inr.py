@@ -260,7 +260,7 @@ def test_of_long_scans_components_are_added_as_long_as_that_helps() -> None:
     best = tried[1]
     assert [t.rank for t in tried] == [24, 24]
     assert next_after(best) == [(40, 0.011, False, 0.0)]
-    assert SubspaceInr.evidence_for(tried[-1], best) == 0.01
+    assert SubspaceInr.evidence_for(tried[-1], best) == 0.02
     assert SubspaceInr.regularisation(best) > SubspaceInr.regularisation(tried[-1])
     best = tried[-1]
     assert next_after(best) == [(40, 0.02, False, 0.0)]
