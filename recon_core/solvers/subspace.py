@@ -123,18 +123,17 @@ class SubspaceSolver(Solver[T]):
         self.problem = other.problem
         shared = [field.name for field in dataclasses.fields(SubspaceSettings) if field.name not in _OF_THE_FIT]
         different = {name for name in shared if getattr(self.settings, name) != getattr(other.settings, name)}
+        if isinstance(other, SubspaceSolver) and different <= {"rank"}:
+            self.low_resolution = other.low_resolution
         if not isinstance(other, SubspaceSolver) or different:
-            if isinstance(other, SubspaceSolver) and different == {"rank"}:
-                self.low_resolution = other.low_resolution
             super().start_beside(other)
             return
         if other.density_power != self.density_power:
-            self.low_resolution = other.low_resolution
             self.start(other.problem, other)
             self.bases = torch.zeros_like(self.target)
             return
         self.step, self.segments = 0, other.segments
-        self.temporal, self.singular, self.low_resolution = other.temporal, other.singular, other.low_resolution
+        self.temporal, self.singular = other.temporal, other.singular
         self.normal, self.target, self.lipschitz = other.normal, other.target, other.lipschitz
         self.bases = torch.zeros_like(self.target)
 
